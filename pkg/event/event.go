@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package event
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+)
+
+// ErrIdle is what a live source's Read returns when nothing happened for a
+// short while: the moment to flush output and to let time pass. It is not a
+// failure and the next Read may be called at once.
+var ErrIdle = errors.New("no event for now")
+
+// Kind says which hook an event comes from. The numbers up to KindKernelMax are
+// the wire contract with bpf/event.h.
+type Kind uint8
+
+// Kinds of events.
+const (
+	KindNone Kind = iota
+	// KindState is one call of inet_sk_set_state: Old -> New. Old == New is not
+	// a transition: it means that the application called close() after an
+	// earlier shutdown() (tcp_close_state in net/ipv4/tcp.c).
+	KindState
+	// KindSnapshot is a socket that an iterator found in state New.
+	KindSnapshot
+	// KindDestroy is tcp_destroy_sock for a socket that the application still
+	// held when it became CLOSE: only now is the descriptor gone.
+	KindDestroy
+	// KindResetSent is a RST that this socket sent, with its Reset reason.
+	KindResetSent
+	// KindResetReceived is tcp_reset() for this socket. The kernel also calls
+	// it when data arrives after our close: then a KindResetSent follows.
+	KindResetReceived
+	// KindAccept is an accept() that returned the socket to Task as FD.
+	KindAccept
+	// KindHolder is a descriptor FD of Task that an iterator found to be open
+	// on the socket.
+	KindHolder
+	// KindRequest is a SYN that was queued: the birth of a request socket.
+	KindRequest
+	// KindRequestEnd is the end of a request socket that did not become a
+	// connection.
+	KindRequestEnd
+	// KindTimeWait is the hand-over to a mini socket, New being its substate
+	// (FIN_WAIT2 or TIME_WAIT); again when FIN_WAIT2 turns into TIME_WAIT.
+	KindTimeWait
+	// KindTimeWaitEnd is the end of that mini socket.
+	KindTimeWaitEnd
+	// KindOverflow is a SYN dropped because the accept queue of Socket, a
+	// listener, was full.
+	KindOverflow
+
+	// KindKernelMax is the largest kind that the kernel side emits.
+	KindKernelMax = KindOverflow
+)
+
+// Kinds that the agent adds to the stream, so that a recording replays to the
+// same output.
+const (
+	// KindClock carries the time when nothing else does, and the wall clock.
+	KindClock Kind = 64 + iota
+	// KindLost says that the kernel could not hand over Count events on CPU
+	// before this point of the stream.
+	KindLost
+	// KindSnapshotEnd says that the sockets of all namespaces have been shown.
+	KindSnapshotEnd
+)
+
+var kindNames = [...]string{
+	KindState: "state", KindSnapshot: "snapshot", KindDestroy: "destroy",
+	KindResetSent: "reset_sent", KindResetReceived: "reset_received",
+	KindAccept: "accept", KindHolder: "holder",
+	KindRequest: "request", KindRequestEnd: "request_end",
+	KindTimeWait: "time_wait", KindTimeWaitEnd: "time_wait_end", KindOverflow: "overflow",
+	KindClock: "clock", KindLost: "lost", KindSnapshotEnd: "snapshot_end",
+}
+
+// String returns the kind's name in recordings, "" for a number that is none.
+func (k Kind) String() string {
+	if int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return ""
+}
+
+// ParseKind is the inverse of String.
+func ParseKind(s string) (Kind, bool) {
+	for k, name := range kindNames {
+		if name != "" && name == s {
+			return Kind(k), true
+		}
+	}
+	return KindNone, false
+}
+
+// SocketID names a socket for as long as it lives: the kernel's socket cookie
+// (`ss -e` prints it as sk:, in hex), or, with FlagOwnID, a number of our own
+// where the kernel cannot give one. Zero is unknown.
+type SocketID uint64
+
+// Flags are facts of a moment.
+type Flags uint16
+
+// The wire contract with bpf/event.h.
+const (
+	FlagTask     Flags = 1 << iota // Task is the process that caused the event, not a bystander of softirq
+	FlagDead                       // SOCK_DEAD: no descriptor refers to the socket any more
+	FlagDone                       // SOCK_DONE: the peer's FIN has arrived
+	FlagMPTCP                      // a subflow of an MPTCP connection
+	FlagOwnID                      // Socket is not a cookie
+	FlagNoSocket                   // no struct socket: not accepted yet, orphaned, or a subflow
+	FlagKthread                    // Task is a kernel thread
+	FlagPartial                    // from the classic tracepoint: states and tuple, no numbers
+	FlagFirst                      // the kernel side had not met this socket before
+	FlagMini                       // the socket is a mini socket (TIME_WAIT or request), not a full one
+)
+
+// Has reports whether all of the flags in x are set.
+func (f Flags) Has(x Flags) bool { return f&x == x }
+
+// OwnerSource says how the owner of a socket is known.
+type OwnerSource uint8
+
+// The wire contract with bpf/event.h. Where two facts meet, see
+// lifecycle.Owner for which one stands.
+const (
+	OwnerUnknown  OwnerSource = iota
+	OwnerConnect              // called connect()
+	OwnerListen               // called listen()
+	OwnerAccept               // accept() returned the socket to it
+	OwnerClose                // closed or shut down the socket
+	OwnerRead                 // read from the socket first
+	OwnerHolder               // has a descriptor of it (found by a scan)
+	OwnerListener             // owns the listener; nobody has accepted the socket yet
+)
+
+var ownerSourceNames = [...]string{"unknown", "connect", "listen", "accept", "close", "first_read", "holder", "listener"}
+
+// String returns the source in the snake case of the record schema.
+func (s OwnerSource) String() string {
+	if int(s) < len(ownerSourceNames) {
+		return ownerSourceNames[s]
+	}
+	return ownerSourceNames[OwnerUnknown]
+}
+
+// ParseOwnerSource is the inverse of String.
+func ParseOwnerSource(s string) (OwnerSource, bool) {
+	for i, name := range ownerSourceNames {
+		if name == s {
+			return OwnerSource(i), true
+		}
+	}
+	return OwnerUnknown, false
+}
+
+// ResetReason is why a RST was sent: the kernel's enum sk_rst_reason (since
+// 6.10), whose numbers differ between releases, in numbers of our own.
+type ResetReason uint8
+
+// The wire contract with bpf/event.h.
+const (
+	ResetUnknown        ResetReason = iota // the kernel gives no reason, or one that we do not know
+	ResetNoSocket                          // nobody listens on that port
+	ResetAbortOnData                       // data came after the application had closed
+	ResetTimeWait                          // a segment did not fit a TIME_WAIT socket
+	ResetInvalidSyn                        // the handshake was wrong, or the accept queue full (tcp_abort_on_overflow)
+	ResetAbortOnClose                      // closed with unread data in the receive queue
+	ResetAbortOnLinger                     // TCP_LINGER2 < 0
+	ResetAbortOnMemory                     // out of socket memory
+	ResetState                             // SO_LINGER 0, connect(AF_UNSPEC), listener closed, or SOCK_DESTROY
+	ResetKeepalive                         // keep-alive probes were not answered
+	ResetDisconnectData                    // disconnected with data left
+	ResetProtocol                          // the segment was not acceptable, or an MPTCP reason
+)
+
+var resetReasonNames = [...]string{
+	"unknown", "no_socket", "abort_on_data", "time_wait", "invalid_syn", "abort_on_close",
+	"abort_on_linger", "abort_on_memory", "state", "keepalive_timeout", "disconnect_with_data", "protocol",
+}
+
+// String returns the reason in snake case, close to the kernel's words.
+func (r ResetReason) String() string {
+	if int(r) < len(resetReasonNames) {
+		return resetReasonNames[r]
+	}
+	return resetReasonNames[ResetUnknown]
+}
+
+// ParseResetReason is the inverse of String.
+func ParseResetReason(s string) (ResetReason, bool) {
+	for i, name := range resetReasonNames {
+		if name == s {
+			return ResetReason(i), true
+		}
+	}
+	return ResetUnknown, false
+}
+
+// Protocol numbers that reach us (include/uapi/linux/in.h).
+const (
+	ProtoTCP   = 6
+	ProtoMPTCP = 262
+)
+
+// Comm is a process name as the kernel keeps it: up to 15 bytes, NUL-padded.
+// Any byte may be in it; whoever prints it escapes it.
+type Comm [16]byte
+
+// MakeComm cuts s to what fits.
+func MakeComm(s string) (c Comm) {
+	copy(c[:len(c)-1], s)
+	return c
+}
+
+// Bytes returns the name without its padding, sharing c's memory.
+func (c *Comm) Bytes() []byte {
+	for i, b := range c {
+		if b == 0 {
+			return c[:i]
+		}
+	}
+	return c[:]
+}
+
+func (c Comm) String() string { return strings.Clone(string(c.Bytes())) }
+
+// Task is a process: its id in the initial pid namespace with its start time,
+// which together are never used twice.
+type Task struct {
+	PID   uint32
+	Start int64 // nanoseconds since boot when the process began, 0 unknown
+	Comm  Comm  // of the thread group leader
+}
+
+// IsZero reports whether no process is named.
+func (t Task) IsZero() bool { return t.PID == 0 }
+
+// Event is one thing that happened, with what could be read at that moment.
+// Fields that a hook cannot know are zero.
+type Event struct {
+	Kind  Kind
+	Old   State
+	New   State
+	Flags Flags
+
+	Time   int64  // nanoseconds since boot (CLOCK_BOOTTIME)
+	Seq    uint64 // counts the attempts to emit on this CPU, lost ones included
+	CPU    uint16
+	Socket SocketID
+
+	Netns    uint32 // inode number of the network namespace
+	Protocol uint16 // ProtoTCP or ProtoMPTCP
+	Family   uint16 // AF_INET 2 or AF_INET6 10, of the socket
+	Local    netip.AddrPort
+	Peer     netip.AddrPort // an IPv4-mapped address is given as IPv4
+
+	Task   Task   // the current process; whose doing it was only with FlagTask
+	TID    uint32 // the current thread
+	UID    uint32 // owner of the socket (sk_uid)
+	Cgroup uint64 // id of the socket's cgroup v2, 0 unknown
+
+	Owner       Task
+	OwnerSource OwnerSource
+
+	BytesSent     uint64 // payload, retransmissions included
+	BytesResent   uint64 // payload that was sent again (bytes_retrans)
+	BytesAcked    uint64 // our SYN and FIN count as one each (tcp_snd_una_update)
+	BytesReceived uint64 // the peer's FIN counts as one (net/ipv4/tcp_input.c, tcp_rcv_nxt_update)
+	SRTT          uint32 // microseconds
+	Retransmits   uint32 // segments; on the server's SYN_RECV these are SYN-ACKs
+	Unread        uint32 // rcv_nxt - copied_seq, FIN included; of a listener: connections waiting for accept()
+	Unsent        uint32 // write_seq - snd_una: unsent or unacknowledged; of a listener: limit of that queue
+
+	Err      uint16 // sk_err, an errno
+	Shutdown uint8  // bit 0: receiving, bit 1: sending (sk_shutdown)
+	Reset    ResetReason
+	FD       int32 // of KindAccept and KindHolder
+
+	Wall  int64  // KindClock: nanoseconds since 1970 at Time
+	Count uint64 // KindLost: how many
+}
