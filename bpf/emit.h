@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The only way out of the kernel: reserve, fill, submit; and the only place where an event can be lost. */
+#ifndef __STATED_EMIT_H
+#define __STATED_EMIT_H
+
+/*
+ * A wake-up costs microseconds, so the reader polls with a deadline and is
+ * woken only when the data waiting crosses a mark. A crossing missed in a race
+ * costs one deadline.
+ */
+static __always_inline __u64 wakeup(void)
+{
+	__u64 waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+
+	if (waiting >= cfg_wakeup_bytes && waiting < cfg_wakeup_bytes + 4 * sizeof(struct event))
+		return BPF_RB_FORCE_WAKEUP;
+	return BPF_RB_NO_WAKEUP;
+}
+
+static __always_inline struct event *reserve(void)
+{
+	struct counters *n = count();
+	struct event *e;
+
+	if (!n)
+		return NULL;
+	n->seq++;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		n->lost++;
+		return NULL;
+	}
+	__builtin_memset(e, 0, sizeof(*e));
+	e->seq = n->seq;
+	e->lost = n->lost;
+	e->cpu = bpf_get_smp_processor_id();
+	return e;
+}
+
+static __always_inline void submit(struct event *e)
+{
+	bpf_ringbuf_submit(e, wakeup());
+}
+
+static __always_inline void discard_filtered(struct event *e)
+{
+	struct counters *n = count();
+
+	if (n)
+		n->filtered++;
+	bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+}
+
+/* Owner and identity, as remembered. */
+static __always_inline void fill_info(struct event *e, struct sock *sk, struct sock_info *info)
+{
+	e->socket = id_of(sk, info);
+	if (!info)
+		return;
+	if (info->id)
+		e->flags |= FLAG_OWN_ID;
+	if (!(info->flags & INFO_SEEN)) {
+		info->flags |= INFO_SEEN;
+		e->flags |= FLAG_FIRST;
+	}
+	e->owner_source = info->owner_source;
+	e->owner_pid = info->owner_pid;
+	e->owner_start_ns = info->owner_start_ns;
+	__builtin_memcpy(e->owner_comm, info->owner_comm, 16);
+}
+
+static __always_inline void fill_task(struct event *e, bool did)
+{
+	__u64 id = bpf_get_current_pid_tgid();
+
+	e->pid = id >> 32;
+	e->tid = id;
+	if (!did) {
+		bpf_get_current_comm(e->comm, sizeof(e->comm));
+		return;
+	}
+	if (current_group(&e->task_start_ns, e->comm))
+		e->flags |= FLAG_KTHREAD;
+	/* an MPTCP worker closes for somebody else */
+	if (!(e->flags & FLAG_KTHREAD && e->protocol == IPPROTO_MPTCP))
+		e->flags |= FLAG_TASK;
+}
+
+/* An event of a full socket that is in (or on its way from old to) a state. */
+static __noinline int emit_sock(struct sock *sk, struct sock_info *info, __u64 time_ns, __u32 what)
+{
+	struct event *e = reserve();
+
+	if (!e)
+		return 0;
+	e->time_ns = time_ns;
+	e->kind = what >> 16;
+	e->old_state = what >> 8;
+	e->new_state = what;
+	read_sock(e, sk);
+	if (filter(e, sk, info) == VERDICT_DROP) {
+		discard_filtered(e);
+		return 0;
+	}
+	fill_task(e, e->kind == EVENT_STATE && task_did(sk, e->old_state, e->new_state));
+	fill_info(e, sk, info);
+	e->reset = what >> 24;
+	submit(e);
+	return 0;
+}
+
+#define WHAT(kind, old, new) ((__u32)(kind) << 16 | (__u32)(old) << 8 | (__u32)(new))
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The wire contract with pkg/event: one fixed-size record for every kind of
+ * event. Largest members first, padding explicit, no bitfields; the Go side
+ * checks names, sizes and offsets against the BTF of this object.
+ */
+#ifndef __STATED_EVENT_H
+#define __STATED_EVENT_H
+
+/* What happened: event.Kind. */
+enum event_kind {
+	EVENT_STATE = 1,
+	EVENT_SNAPSHOT,
+	EVENT_DESTROY,
+	EVENT_RESET_SENT,
+	EVENT_RESET_RECEIVED,
+	EVENT_ACCEPT,
+	EVENT_HOLDER,
+	EVENT_REQUEST,
+	EVENT_REQUEST_END,
+	EVENT_TIME_WAIT,
+	EVENT_TIME_WAIT_END,
+	EVENT_OVERFLOW,
+};
+
+/* Facts of the moment: event.Flags. */
+enum event_flag {
+	FLAG_TASK = 1 << 0,	 /* the current task caused it */
+	FLAG_DEAD = 1 << 1,	 /* SOCK_DEAD */
+	FLAG_DONE = 1 << 2,	 /* SOCK_DONE: the peer's FIN has come */
+	FLAG_MPTCP = 1 << 3,	 /* subflow */
+	FLAG_OWN_ID = 1 << 4,	 /* socket is not a cookie */
+	FLAG_NO_SOCKET = 1 << 5, /* sk_socket == NULL */
+	FLAG_KTHREAD = 1 << 6,
+	FLAG_PARTIAL = 1 << 7, /* classic tracepoint: no numbers */
+	FLAG_FIRST = 1 << 8,   /* not met before */
+	FLAG_MINI = 1 << 9,    /* mini socket */
+};
+
+/* How the owner is known: event.OwnerSource. */
+enum owner_source {
+	OWNER_UNKNOWN,
+	OWNER_CONNECT,
+	OWNER_LISTEN,
+	OWNER_ACCEPT,
+	OWNER_CLOSE,
+	OWNER_READ,
+	OWNER_HOLDER,
+	OWNER_LISTENER,
+};
+
+/* Why a RST was sent: event.ResetReason. */
+enum reset_reason {
+	RESET_UNKNOWN,
+	RESET_NO_SOCKET,
+	RESET_ABORT_ON_DATA,
+	RESET_TIME_WAIT,
+	RESET_INVALID_SYN,
+	RESET_ABORT_ON_CLOSE,
+	RESET_ABORT_ON_LINGER,
+	RESET_ABORT_ON_MEMORY,
+	RESET_STATE,
+	RESET_KEEPALIVE,
+	RESET_DISCONNECT_DATA,
+	RESET_PROTOCOL,
+};
+
+struct event {
+	__u64 time_ns;	/* CLOCK_BOOTTIME */
+	__u64 seq;	/* attempts to emit on this CPU, failed ones included */
+	__u64 socket;	/* cookie, or our own number with FLAG_OWN_ID */
+	__u64 cgroup;	/* of the socket, 0 unknown */
+	__u64 task_start_ns;  /* of the current thread group, with FLAG_TASK */
+	__u64 owner_start_ns; /* 0 unknown */
+	__u64 bytes_sent;
+	__u64 bytes_resent;
+	__u64 bytes_acked;
+	__u64 bytes_received;
+	__u32 lost;	/* failed attempts on this CPU so far */
+	__u32 netns;	/* inode */
+	__u32 uid;
+	__u32 pid;	/* current thread group */
+	__u32 tid;	/* current thread */
+	__u32 owner_pid;
+	__u32 srtt_us;
+	__u32 retransmits;
+	__u32 unread;	/* bytes, FIN included; LISTEN: queue length */
+	__u32 unsent;	/* bytes; LISTEN: queue limit */
+	__s32 fd;
+	__u8 laddr[16]; /* network order; AF_INET in the first four */
+	__u8 raddr[16];
+	__u16 lport;	/* host order */
+	__u16 rport;	/* host order */
+	__u16 family;
+	__u16 protocol;
+	__u16 err;
+	__u16 cpu;
+	__u16 flags;
+	__u8 kind;
+	__u8 old_state;
+	__u8 new_state;
+	__u8 shutdown;
+	__u8 owner_source;
+	__u8 reset;
+	__u8 comm[16];
+	__u8 owner_comm[16];
+};
+
+_Static_assert(sizeof(struct event) == 208, "struct event has a hole, or grew");
+
+/* Counters of one CPU: probe.Stats. */
+struct counters {
+	__u64 seq;
+	__u64 lost;	      /* no room in the ring buffer */
+	__u64 filtered;	      /* withheld on request */
+	__u64 storage_failed; /* no memory to remember a socket */
+	__u64 ids;	      /* own socket numbers given out */
+};
+
+#endif

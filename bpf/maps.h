@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef __STATED_MAPS_H
+#define __STATED_MAPS_H
+
+/*
+ * One ring for all CPUs: the order of reservation is the causal order of the
+ * events of a socket, since all of them happen under its lock. Full: the event
+ * is dropped and counted (counters.lost, event.lost).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 * 1024 * 1024); /* pkg/probe sets it */
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} totals SEC(".maps");
+
+/* What the kernel side remembers of a socket. */
+struct sock_info {
+	__u64 id;	      /* our own number; 0: the cookie serves */
+	__u64 owner_start_ns;
+	__u64 born_ns;	      /* time of LISTEN -> SYN_RECV, not yet told */
+	__u32 owner_pid;
+	__u8 owner_source;
+	__u8 verdict;	      /* of the filter: enum verdict */
+	__u8 flags;	      /* enum info_flag */
+	__u8 _pad;
+	__u8 owner_comm[16];
+};
+
+enum info_flag {
+	INFO_SEEN = 1 << 0, /* an event was made of it */
+	INFO_HELD = 1 << 1, /* CLOSE while a descriptor was open */
+};
+
+/*
+ * Dies with its socket: no stale entry, no address reuse. Inserted at the first
+ * event. BPF_F_CLONE gives a child its listener's entry (sk_clone_lock), which
+ * is how a connection that nobody accepted yet names its listener's owner.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct sock_info);
+} sock_infos SEC(".maps");
+
+/*
+ * The same by socket address, where tracing programs may not use socket
+ * storage. Inserted at the first event, begun anew at each birth, deleted at
+ * tcp_destroy_sock, or at -> CLOSE where that is all we see. Full: the entry
+ * unused for longest goes, and its socket is FLAG_FIRST again. The address
+ * never leaves the kernel.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct sock_info);
+} sock_infos_lru SEC(".maps");
+
+enum verdict {
+	VERDICT_OPEN, /* not all is known that the filter asks for: let it pass */
+	VERDICT_KEEP,
+	VERDICT_DROP,
+};
+
+enum port_side {
+	PORT_LOCAL = 1 << 0,
+	PORT_PEER = 1 << 1,
+	PORT_ANY = 1 << 2,
+};
+
+struct port_key {
+	__u16 port; /* host order */
+	__u16 side; /* one of enum port_side */
+};
+
+struct addr_key {
+	__u32 prefix_len;
+	__u8 addr[16]; /* IPv4 as ::ffff:a.b.c.d */
+};
+
+/* Filters, filled by pkg/probe before attaching. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct port_key);
+	__type(value, __u8);
+} filter_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct addr_key);
+	__type(value, __u8);
+} filter_addrs SEC(".maps");
+
+/* With cfg_tree, st_fork inserts and st_exit deletes. Full: st_fork fails, counted as storage_failed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__type(key, __u32);
+	__type(value, __u8);
+} filter_pids SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__type(key, __u8[16]);
+	__type(value, __u8);
+} filter_comms SEC(".maps");
+
+#endif

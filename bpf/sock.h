@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Reading a struct sock: who it is, where it goes, how it fares, whose it is. */
+#ifndef __STATED_SOCK_H
+#define __STATED_SOCK_H
+
+static __always_inline struct counters *count(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&totals, &zero);
+}
+
+/* The memory of a socket, made when there is none; NULL without memory. */
+static __always_inline struct sock_info *info_of(struct sock *sk, bool create)
+{
+	struct sock_info *info, empty = {};
+	struct counters *n;
+	__u64 key;
+
+	if (cfg_sk_helpers) {
+		info = bpf_sk_storage_get(&sock_infos, sk, 0, create ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	} else {
+		key = (__u64)sk;
+		info = bpf_map_lookup_elem(&sock_infos_lru, &key);
+		if (!info && create) {
+			bpf_map_update_elem(&sock_infos_lru, &key, &empty, BPF_ANY);
+			info = bpf_map_lookup_elem(&sock_infos_lru, &key);
+		}
+	}
+	if (!info && create && (n = count()))
+		n->storage_failed++;
+	return info;
+}
+
+/* A socket number of our own: never zero, and never a cookie (those count up from 1). */
+static __always_inline __u64 own_id(void)
+{
+	struct counters *n = count();
+
+	return 1ULL << 63 | (__u64)bpf_get_smp_processor_id() << 47 | (n ? ++n->ids : 0);
+}
+
+/*
+ * Whether numbers of our own serve for this socket. The cookie does not where
+ * the helper is missing, and for an MPTCP socket, which keeps the cookie of the
+ * listener it was cloned from (mptcp_sk_clone_init in net/mptcp/protocol.c).
+ */
+static __always_inline bool needs_own_id(struct sock *sk)
+{
+	return !cfg_sk_helpers || sk->sk_protocol == IPPROTO_MPTCP;
+}
+
+static __always_inline __u64 id_of(struct sock *sk, struct sock_info *info)
+{
+	if (info && info->id)
+		return info->id;
+	if (cfg_sk_helpers)
+		return bpf_get_socket_cookie(sk);
+	return 0;
+}
+
+/*
+ * Who runs now, by the thread group leader: threads rename themselves. Returns
+ * whether it is a kernel thread.
+ */
+static __always_inline bool current_group(__u64 *start_ns, __u8 comm[16])
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+
+	*start_ns = BPF_CORE_READ(leader, start_boottime);
+	bpf_core_read_str(comm, 16, &leader->comm);
+	return BPF_CORE_READ(task, flags) & PF_KTHREAD;
+}
+
+/*
+ * Whether a change of state is the current task's own doing. Most run in
+ * softirq, where the current task is whoever was interrupted, on loopback
+ * often the process at the other end. What is left are the transitions that
+ * only connect(), listen(), shutdown() and close() make (callers of
+ * tcp_set_state and inet_sk_state_store in net/ipv4), and an end without an
+ * error while the socket still belongs to somebody: close() with unread data,
+ * SO_LINGER 0, a failed connect(); or SOCK_DESTROY (tcp_abort).
+ */
+static __always_inline bool task_did(struct sock *sk, int old, int new)
+{
+	if (old == new)
+		return true;
+	switch (new) {
+	case TCP_SYN_SENT:
+	case TCP_LISTEN:
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+		return true;
+	case TCP_CLOSE:
+		if (old == TCP_LISTEN || sk->sk_err == ECONNABORTED)
+			return true;
+		if (sk->sk_err || sk->__sk_common.skc_flags & 1 << SOCK_DEAD)
+			return false;
+		if (old == TCP_SYN_SENT || old == TCP_ESTABLISHED || old == TCP_CLOSE_WAIT)
+			return true;
+		return old == TCP_SYN_RECV && sk->sk_socket;
+	}
+	return false;
+}
+
+static __always_inline __u64 cgroup_of(struct sock *sk)
+{
+	/* before 5.15 upstream a union that may hold something else */
+	if (!bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		return 0;
+	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
+}
+
+static __always_inline void read_addrs(struct event *e, struct sock *sk, struct tcp_sock *tp)
+{
+	if (e->family == AF_INET6) {
+		bpf_probe_read_kernel(e->laddr, 16, &sk->__sk_common.skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(e->raddr, 16, &sk->__sk_common.skc_v6_daddr);
+		return;
+	}
+	/* the tracepoint's choice: inet_saddr, not skc_rcv_saddr */
+	*(__be32 *)e->laddr = tp ? tp->inet_conn.icsk_inet.inet_saddr : sk->__sk_common.skc_rcv_saddr;
+	*(__be32 *)e->raddr = sk->__sk_common.skc_daddr;
+}
+
+/*
+ * Ports from inet_sport: skc_num is already zero at -> CLOSE, as inet_put_port
+ * ran before the tracepoint.
+ */
+static __always_inline void read_ports(struct event *e, struct sock *sk, struct tcp_sock *tp)
+{
+	e->lport = tp ? bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport) : 0;
+	if (!e->lport)
+		e->lport = sk->__sk_common.skc_num;
+	e->rport = bpf_ntohs(sk->__sk_common.skc_dport);
+}
+
+static __always_inline void read_numbers(struct event *e, struct sock *sk, struct tcp_sock *tp)
+{
+	if (e->old_state == TCP_LISTEN || e->new_state == TCP_LISTEN) {
+		if (e->old_state != TCP_SYN_RECV && e->new_state != TCP_SYN_RECV) {
+			e->unread = sk->sk_ack_backlog;
+			e->unsent = sk->sk_max_ack_backlog;
+		}
+		return;
+	}
+	e->bytes_sent = tp->bytes_sent;
+	e->bytes_resent = tp->bytes_retrans;
+	e->bytes_acked = tp->bytes_acked;
+	e->bytes_received = tp->bytes_received;
+	e->srtt_us = tp->srtt_us >> 3; /* kept as eight times the value */
+	e->retransmits = tp->total_retrans;
+	/* as tcp_diag_get_info; nothing was received before the handshake's end */
+	if (tp->rcv_nxt && e->old_state != TCP_SYN_SENT)
+		e->unread = tp->rcv_nxt - tp->copied_seq;
+	e->unsent = tp->write_seq - tp->snd_una;
+	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
+		e->flags |= FLAG_MPTCP;
+}
+
+/*
+ * Everything that can be read at any moment in any context. e->old_state and
+ * e->new_state are set before.
+ */
+static __always_inline void read_sock(struct event *e, struct sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk); /* NULL for an MPTCP socket */
+	unsigned long flags = sk->__sk_common.skc_flags;
+
+	e->family = sk->__sk_common.skc_family;
+	e->protocol = sk->sk_protocol;
+	e->netns = sk->__sk_common.skc_net.net->ns.inum;
+	e->uid = sk->sk_uid.val;
+	e->cgroup = cgroup_of(sk);
+	e->err = sk->sk_err;
+	e->shutdown = sk->sk_shutdown;
+	if (flags & 1 << SOCK_DEAD)
+		e->flags |= FLAG_DEAD;
+	if (flags & 1 << SOCK_DONE)
+		e->flags |= FLAG_DONE;
+	if (!sk->sk_socket)
+		e->flags |= FLAG_NO_SOCKET;
+	read_addrs(e, sk, tp);
+	read_ports(e, sk, tp);
+	if (tp)
+		read_numbers(e, sk, tp);
+}
+
+#endif

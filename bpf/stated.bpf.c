@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * The kernel side of stated. Every program here says what it saw and in whose
+ * context, and guesses nothing. pkg/probe loads each program on its own; only
+ * one of the two st_set_state is needed, the others add causes.
+ */
+#include "vmlinux.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+#include <bpf/bpf_endian.h>
+
+#include "event.h"
+#include "config.h"
+#include "maps.h"
+
+/* 6.15 renamed the member (633488947ef6 "kernfs: Use RCU to access kernfs_node::parent") */
+struct kernfs_node___parent {
+	struct kernfs_node *__parent;
+} __attribute__((preserve_access_index));
+
+#include "sock.h"
+#include "filter.h"
+#include "emit.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Makes clang keep the type for bpf2go and for the contract test. */
+struct event *unused_event __attribute__((unused));
+
+static __always_inline bool is_birth(int old, int new)
+{
+	return old == TCP_LISTEN ? new != TCP_CLOSE && new != TCP_LISTEN
+				 : old == TCP_CLOSE && (new == TCP_SYN_SENT || new == TCP_LISTEN);
+}
+
+/* Begin a connection in the memory of its socket: a new epoch forgets the last one. */
+static __always_inline void begin(struct sock *sk, struct sock_info *info, int old, int new)
+{
+	info->verdict = VERDICT_OPEN;
+	info->flags = 0;
+	info->born_ns = 0;
+	info->id = needs_own_id(sk) ? own_id() : 0;
+	if (old == TCP_LISTEN) {
+		/* cloned from the listener, where socket storage serves */
+		info->owner_source = info->owner_pid ? OWNER_LISTENER : OWNER_UNKNOWN;
+		return;
+	}
+	info->owner_source = new == TCP_LISTEN ? OWNER_LISTEN : OWNER_CONNECT;
+	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
+	current_group(&info->owner_start_ns, info->owner_comm);
+}
+
+static __always_inline void remember_closer(struct sock *sk, struct sock_info *info, int old, int new)
+{
+	if (info->owner_source != OWNER_UNKNOWN && info->owner_source != OWNER_LISTENER)
+		return;
+	if (new == TCP_CLOSE || !task_did(sk, old, new))
+		return; /* a killer, or the closer of the listener */
+	info->owner_source = OWNER_CLOSE;
+	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
+	current_group(&info->owner_start_ns, info->owner_comm);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
+{
+	__u64 now = bpf_ktime_get_boot_ns(), born;
+	struct sock_info *info;
+
+	if (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_MPTCP)
+		return 0; /* SCTP and DCCP use the tracepoint with numbers of their own */
+	info = info_of(sk, true);
+	if (!info)
+		return emit_sock(sk, NULL, now, WHAT(EVENT_STATE, old, new));
+	if (is_birth(old, new)) {
+		begin(sk, info, old, new);
+		/*
+		 * Before 6.18 a child has neither its peer nor its own cookie at
+		 * this point (inet_csk_clone_lock): tell it with the next event.
+		 */
+		if (old == TCP_LISTEN && !sk->__sk_common.skc_dport && sk->sk_protocol == IPPROTO_TCP) {
+			info->born_ns = now;
+			return 0;
+		}
+	} else {
+		remember_closer(sk, info, old, new);
+	}
+	born = info->born_ns;
+	if (born) {
+		info->born_ns = 0;
+		emit_sock(sk, info, born, WHAT(EVENT_STATE, TCP_LISTEN, TCP_SYN_RECV));
+	}
+	if (new == TCP_CLOSE && !(sk->__sk_common.skc_flags & 1 << SOCK_DEAD))
+		info->flags |= INFO_HELD;
+	return emit_sock(sk, info, now, WHAT(EVENT_STATE, old, new));
+}
+
+/* inet_csk_destroy_sock: only told for a socket whose owner kept it after its end. */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(st_destroy_sock, struct sock *sk)
+{
+	struct sock_info *info = info_of(sk, false);
+	__u64 key = (__u64)sk;
+
+	if (!info)
+		return 0;
+	if (info->flags & INFO_HELD)
+		emit_sock(sk, info, bpf_ktime_get_boot_ns(), WHAT(EVENT_DESTROY, TCP_CLOSE, TCP_CLOSE));
+	if (!cfg_sk_helpers)
+		bpf_map_delete_elem(&sock_infos_lru, &key);
+	return 0;
+}
+
+SEC("tp_btf/tcp_receive_reset")
+int BPF_PROG(st_recv_reset, struct sock *sk)
+{
+	int state = sk->__sk_common.skc_state;
+
+	return emit_sock(sk, info_of(sk, false), bpf_ktime_get_boot_ns(), WHAT(EVENT_RESET_RECEIVED, state, state));
+}
+
+static __always_inline __u32 reset_reason(__u64 reason)
+{
+#define REASON(name, ours) \
+	if (bpf_core_enum_value_exists(enum sk_rst_reason, SK_RST_REASON_##name) && \
+	    reason == bpf_core_enum_value(enum sk_rst_reason, SK_RST_REASON_##name)) \
+		return ours
+	REASON(NO_SOCKET, RESET_NO_SOCKET);
+	REASON(TCP_ABORT_ON_DATA, RESET_ABORT_ON_DATA);
+	REASON(TCP_TIMEWAIT_SOCKET, RESET_TIME_WAIT);
+	REASON(INVALID_SYN, RESET_INVALID_SYN);
+	REASON(TCP_ABORT_ON_CLOSE, RESET_ABORT_ON_CLOSE);
+	REASON(TCP_ABORT_ON_LINGER, RESET_ABORT_ON_LINGER);
+	REASON(TCP_ABORT_ON_MEMORY, RESET_ABORT_ON_MEMORY);
+	REASON(TCP_STATE, RESET_STATE);
+	REASON(TCP_KEEPALIVE_TIMEOUT, RESET_KEEPALIVE);
+	REASON(TCP_DISCONNECT_WITH_DATA, RESET_DISCONNECT_DATA);
+#undef REASON
+	return reason ? RESET_PROTOCOL : RESET_UNKNOWN;
+}
+
+/* (sk, skb), since 6.10 (sk, skb, reason); sk may be NULL or a mini socket since then. */
+SEC("tp_btf/tcp_send_reset")
+int st_send_reset(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	__u32 why = RESET_UNKNOWN;
+	int state;
+
+	if (!sk)
+		return 0;
+	state = sk->__sk_common.skc_state;
+	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV || state == TCP_LISTEN)
+		return 0;
+	if (cfg_reset_reason)
+		why = reset_reason(ctx[2]);
+	return emit_sock(sk, info_of(sk, false), bpf_ktime_get_boot_ns(),
+			 WHAT(EVENT_RESET_SENT, state, state) | why << 24);
+}
+
+/*
+ * accept() and accept4() gave a descriptor out: from the number to the socket.
+ * Another thread may have closed and reused it in between, so what is found
+ * must look like a TCP socket in all respects. A classic tracepoint, because
+ * the raw one fires for every system call of the host.
+ */
+static __always_inline int accepted(struct trace_event_raw_sys_exit *ctx)
+{
+	long fd = BPF_CORE_READ(ctx, ret);
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct sock_info *info;
+	struct file **fds, *file;
+	struct socket *socket;
+	struct sock *sk;
+	struct event *e;
+	__u64 key, cookie;
+	__u16 family, protocol;
+
+	if (fd < 0)
+		return 0;
+	fds = BPF_CORE_READ(task, files, fdt, fd);
+	if (bpf_probe_read_kernel(&file, sizeof(file), fds + fd))
+		return 0;
+	socket = BPF_CORE_READ(file, private_data);
+	sk = BPF_CORE_READ(socket, sk);
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	protocol = BPF_CORE_READ(sk, sk_protocol);
+	if ((family != AF_INET && family != AF_INET6) || protocol != IPPROTO_TCP || BPF_CORE_READ(socket, file) != file)
+		return 0;
+	cookie = cfg_sk_helpers ? BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) : 0;
+	if (!cfg_sk_helpers) {
+		key = (__u64)sk;
+		info = bpf_map_lookup_elem(&sock_infos_lru, &key);
+		cookie = info ? info->id : 0;
+	}
+	if (!cookie)
+		return 0;
+	e = reserve();
+	if (!e)
+		return 0;
+	e->time_ns = bpf_ktime_get_boot_ns();
+	e->kind = EVENT_ACCEPT;
+	e->old_state = e->new_state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	e->socket = cookie;
+	e->flags = cfg_sk_helpers ? 0 : FLAG_OWN_ID;
+	e->family = family;
+	e->protocol = protocol;
+	e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	e->fd = fd;
+	fill_task(e, true);
+	submit(e);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_exit_accept")
+int st_accept(struct trace_event_raw_sys_exit *ctx)
+{
+	return accepted(ctx);
+}
+
+SEC("tracepoint/syscalls/sys_exit_accept4")
+int st_accept4(struct trace_event_raw_sys_exit *ctx)
+{
+	return accepted(ctx);
+}
+
+/* With cfg_tree: a child of a process that is followed is followed. */
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(st_fork, struct task_struct *parent, struct task_struct *child)
+{
+	__u32 from = parent->tgid, to = child->tgid;
+	struct counters *n;
+	__u8 one = 1;
+
+	if (from == to || !bpf_map_lookup_elem(&filter_pids, &from))
+		return 0;
+	if (bpf_map_update_elem(&filter_pids, &to, &one, BPF_ANY) && (n = count()))
+		n->storage_failed++;
+	return 0;
+}
+
+/* do_exit counts signal->live down before the tracepoint: zero is the last thread. */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(st_exit, struct task_struct *task)
+{
+	__u32 pid = task->tgid;
+
+	if (!task->signal->live.counter)
+		bpf_map_delete_elem(&filter_pids, &pid);
+	return 0;
+}
+
+/*
+ * Every socket of the namespace that the iterator was opened in. Its events go
+ * through the same ring under the socket's lock (since 5.15; before, under the
+ * lock of its hash bucket), so what happens to a socket afterwards stands
+ * behind it, and the table needs no merging.
+ */
+SEC("iter/tcp")
+int st_iter_tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct tcp_sock *tp;
+	struct sock *sk;
+	int state;
+
+	if (!skc)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (!tp)
+		return 0; /* mini sockets: TIME_WAIT and requests */
+	sk = &tp->inet_conn.icsk_inet.sk;
+	state = skc->skc_state;
+	return emit_sock(sk, info_of(sk, true), bpf_ktime_get_boot_ns(), WHAT(EVENT_SNAPSHOT, state, state));
+}
+
+/* Every descriptor of a socket: who holds it. Sets the owner of sockets that were there before us. */
+SEC("iter/task_file")
+int st_iter_file(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct sock_info *info;
+	struct socket *socket;
+	struct sock *sk;
+	struct event *e;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk || (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_MPTCP))
+		return 0;
+	if (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6)
+		return 0;
+	info = info_of(sk, true);
+	if (!info)
+		return 0;
+	if (!info->id && needs_own_id(sk))
+		info->id = own_id();
+	if (info->owner_source == OWNER_UNKNOWN || info->owner_source == OWNER_LISTENER) {
+		info->owner_source = sk->__sk_common.skc_state == TCP_LISTEN ? OWNER_LISTEN : OWNER_HOLDER;
+		info->owner_pid = task->tgid;
+		info->owner_start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+		bpf_core_read_str(info->owner_comm, 16, &task->group_leader->comm);
+	}
+	e = reserve();
+	if (!e)
+		return 0;
+	e->time_ns = bpf_ktime_get_boot_ns();
+	e->kind = EVENT_HOLDER;
+	e->old_state = e->new_state = sk->__sk_common.skc_state;
+	read_sock(e, sk);
+	if (filter(e, sk, info) == VERDICT_DROP) {
+		discard_filtered(e);
+		return 0;
+	}
+	e->fd = ctx->fd;
+	e->pid = e->tid = task->tgid;
+	e->task_start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	bpf_core_read_str(e->comm, 16, &task->group_leader->comm);
+	fill_info(e, sk, info);
+	e->flags |= FLAG_TASK;
+	submit(e);
+	return 0;
+}
+
+/*
+ * Where the kernel has no BTF, or refuses typed programs: states and tuples
+ * only. No CO-RE and no kernel structure may be used here.
+ */
+SEC("tracepoint/sock/inet_sock_set_state")
+int st_set_state_tp(void *ctx)
+{
+	struct classic_set_state s;
+	struct sock_info *info, fresh = {};
+	struct event *e;
+	__u64 id, key;
+
+	if (bpf_probe_read_kernel(&s, sizeof(s), ctx + cfg_tp_skaddr))
+		return 0;
+	if (s.protocol != IPPROTO_TCP && s.protocol != IPPROTO_MPTCP)
+		return 0;
+	key = (__u64)s.skaddr;
+	info = bpf_map_lookup_elem(&sock_infos_lru, &key);
+	if (!info || is_birth(s.oldstate, s.newstate)) {
+		fresh.id = own_id();
+		if (s.newstate == TCP_SYN_SENT || s.newstate == TCP_LISTEN) {
+			fresh.owner_source = s.newstate == TCP_LISTEN ? OWNER_LISTEN : OWNER_CONNECT;
+			fresh.owner_pid = bpf_get_current_pid_tgid() >> 32;
+			bpf_get_current_comm(fresh.owner_comm, sizeof(fresh.owner_comm));
+		}
+		bpf_map_update_elem(&sock_infos_lru, &key, &fresh, BPF_ANY);
+		info = &fresh;
+	}
+	e = reserve();
+	if (!e)
+		return 0;
+	e->time_ns = bpf_ktime_get_boot_ns();
+	e->kind = EVENT_STATE;
+	e->old_state = s.oldstate;
+	e->new_state = s.newstate;
+	e->family = s.family;
+	e->protocol = s.protocol;
+	e->lport = s.sport;
+	e->rport = s.dport;
+	if (s.family == AF_INET6) {
+		__builtin_memcpy(e->laddr, s.saddr_v6, 16);
+		__builtin_memcpy(e->raddr, s.daddr_v6, 16);
+	} else {
+		__builtin_memcpy(e->laddr, s.saddr, 4);
+		__builtin_memcpy(e->raddr, s.daddr, 4);
+	}
+	id = bpf_get_current_pid_tgid();
+	e->pid = id >> 32;
+	e->tid = id;
+	bpf_get_current_comm(e->comm, sizeof(e->comm));
+	e->socket = info->id;
+	e->owner_source = info->owner_source;
+	e->owner_pid = info->owner_pid;
+	__builtin_memcpy(e->owner_comm, info->owner_comm, 16);
+	e->flags = FLAG_OWN_ID | FLAG_PARTIAL;
+	/* sk_err cannot be read here, so ends are nobody's doing */
+	if (s.newstate == TCP_SYN_SENT || s.newstate == TCP_LISTEN || s.newstate == TCP_FIN_WAIT1 ||
+	    s.newstate == TCP_LAST_ACK || s.oldstate == s.newstate ||
+	    (s.oldstate == TCP_LISTEN && s.newstate == TCP_CLOSE)) {
+		e->flags |= FLAG_TASK;
+		e->uid = bpf_get_current_uid_gid();
+	}
+	submit(e);
+	if (s.newstate == TCP_CLOSE)
+		bpf_map_delete_elem(&sock_infos_lru, &key);
+	return 0;
+}

@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/stated-tcp/stated/pkg/event"
+)
+
+// Options for Open. The zero value is the best that the kernel allows.
+type Options struct {
+	Filter event.Filter
+	// RingBytes is the size of the ring buffer, a power of two and a multiple
+	// of the page size. 0: 8 MiB, which holds 40,000 events.
+	RingBytes uint32
+	// Classic uses the classic tracepoint even where the typed one works.
+	Classic bool
+	// NoStorage keeps the memory of sockets by address, as kernels before
+	// 5.12 need, where it could live in the sockets themselves.
+	NoStorage bool
+}
+
+// UnusableError says that this kernel, or these privileges, do not let us see
+// any change of state.
+type UnusableError struct {
+	Reason string // what stands in the way and what to do, one sentence each
+	Err    error
+}
+
+func (e *UnusableError) Error() string { return e.Reason }
+func (e *UnusableError) Unwrap() error { return e.Err }
+
+// Stats are counters of the kernel side since Open, over all CPUs.
+type Stats struct {
+	Attempts      uint64 // events that were to be handed over, lost ones included
+	Lost          uint64 // events for which the ring buffer had no room
+	Filtered      uint64 // events withheld because the filter asked for it
+	StorageFailed uint64 // sockets, or followed processes, for which there was no memory
+}
+
+// Probe is the kernel side at work. Read belongs to one goroutine; Snapshot,
+// Stats, Hooks and Close may be called from others.
+type Probe struct {
+	opts    Options
+	spec    *ebpf.CollectionSpec
+	maps    map[string]*ebpf.Map
+	progs   []*ebpf.Program
+	links   []link.Link
+	iters   map[string]*link.Iter
+	hooks   []HookStatus
+	partial bool
+
+	reader *ringbuf.Reader
+	record ringbuf.Record
+	lost   []uint32 // per CPU, as far as the stream has told
+	queued []event.Event
+	idle   int
+
+	mu           sync.Mutex // guards snapshotDone
+	snapshotDone bool
+	closeOnce    sync.Once
+	closeErr     error
+}
+
+// Open loads and attaches. The error is an *UnusableError where the kernel or
+// the privileges stand in the way.
+func Open(o Options) (_ *Probe, err error) {
+	if o.RingBytes == 0 {
+		o.RingBytes = 8 << 20
+	}
+	if n := uint32(os.Getpagesize()); o.RingBytes&(o.RingBytes-1) != 0 || o.RingBytes%n != 0 {
+		return nil, fmt.Errorf("ring buffer of %d bytes: the size must be a power of two and a multiple of %d", o.RingBytes, n)
+	}
+	// Kernels before 5.11 account BPF memory to RLIMIT_MEMLOCK.
+	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
+	}
+	p := &Probe{opts: o, iters: make(map[string]*link.Iter)}
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
+	if err := p.loadCore(); err != nil {
+		return nil, unusable(err)
+	}
+	if err := p.fillFilter(); err != nil {
+		return nil, err
+	}
+	if p.reader, err = ringbuf.NewReader(p.maps[bpfMapEvents]); err != nil {
+		return nil, fmt.Errorf("map the ring buffer: %w", err)
+	}
+	p.reader.SetDeadline(time.Now().Add(latency))
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count the CPUs: %w", err)
+	}
+	p.lost = make([]uint32, cpus)
+	p.attachRest()
+	core := hookTyped
+	if p.partial {
+		core = hookClassic
+	}
+	l, err := core.attach(p.progs[0])
+	if err != nil {
+		return nil, unusable(err)
+	}
+	p.links = append(p.links, l)
+	return p, nil
+}
+
+// loadCore tries the typed program with socket storage, then by address, then
+// the classic one, and keeps why the better ones failed.
+func (p *Probe) loadCore() error {
+	kernel, err := btf.LoadKernelSpec()
+	if err == nil && !p.opts.Classic {
+		for _, helpers := range []bool{true, false} {
+			if helpers && p.opts.NoStorage {
+				continue
+			}
+			if err = p.loadWith(&hookTyped, kernel, helpers); err == nil {
+				p.hooks = append(p.hooks, HookStatus{Hook: hookTyped})
+				return nil
+			}
+			if errors.Is(err, unix.EPERM) {
+				break
+			}
+		}
+	} else if err == nil {
+		err = errors.New("not asked for")
+	}
+	p.hooks = append(p.hooks, HookStatus{Hook: hookTyped, Err: err})
+	if classicErr := p.loadClassic(); classicErr != nil {
+		return errors.Join(classicErr, err)
+	}
+	p.hooks = append(p.hooks, HookStatus{Hook: hookClassic})
+	p.partial = true
+	return nil
+}
+
+func (p *Probe) loadClassic() error {
+	offset, err := classicOffset()
+	if err != nil {
+		return err
+	}
+	spec, err := p.newSpec()
+	if err != nil {
+		return err
+	}
+	if err := spec.Variables[bpfVarCfgTpSkaddr].Set(offset); err != nil {
+		return fmt.Errorf("set %s: %w", bpfVarCfgTpSkaddr, err)
+	}
+	return p.load(&hookClassic, spec)
+}
+
+func (p *Probe) loadWith(h *Hook, kernel *btf.Spec, helpers bool) error {
+	spec, err := p.newSpec()
+	if err != nil {
+		return err
+	}
+	values := map[string]uint32{bpfVarCfgSkHelpers: 0, bpfVarCfgResetReason: 0}
+	if helpers {
+		values[bpfVarCfgSkHelpers] = 1
+	}
+	if resetHasReason(kernel) {
+		values[bpfVarCfgResetReason] = 1
+	}
+	for name, v := range values {
+		if err := spec.Variables[name].Set(v); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return p.load(h, spec)
+}
+
+// newSpec is the object as embedded, with what the options say set.
+func (p *Probe) newSpec() (*ebpf.CollectionSpec, error) {
+	spec, err := loadBpf()
+	if err != nil {
+		return nil, err
+	}
+	spec.Maps[bpfMapEvents].MaxEntries = p.opts.RingBytes
+	if err := spec.Variables[bpfVarCfgWakeupBytes].Set(p.opts.RingBytes / 32); err != nil {
+		return nil, fmt.Errorf("set %s: %w", bpfVarCfgWakeupBytes, err)
+	}
+	return spec, setFilter(spec, &p.opts.Filter)
+}
+
+// load makes the maps and the core program; load the rest with loadMore.
+func (p *Probe) load(h *Hook, spec *ebpf.CollectionSpec) error {
+	p.spec = spec.Copy()
+	prune(spec, h.Program)
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return fmt.Errorf("load %s: %w", h.Program, err)
+	}
+	p.maps = coll.Maps
+	p.progs = append(p.progs, coll.Programs[h.Program])
+	return nil
+}
+
+// prune leaves one program in spec, and for the classic one no map that it does
+// not use: old kernels may lack them.
+func prune(spec *ebpf.CollectionSpec, program string) {
+	for name := range spec.Programs {
+		if name != program {
+			delete(spec.Programs, name)
+		}
+	}
+	if program == bpfProgStSetStateTp {
+		for _, name := range []string{bpfMapSockInfos, bpfMapFilterAddrs, bpfMapFilterComms, bpfMapFilterPids, bpfMapFilterPorts} {
+			delete(spec.Maps, name)
+		}
+	}
+}
+
+// attachRest loads and attaches each optional program, and notes those that
+// this kernel refuses.
+func (p *Probe) attachRest() {
+	for _, h := range hooks {
+		status := HookStatus{Hook: h}
+		switch {
+		case p.partial:
+			status.Err = errors.New("needs the typed tracepoint")
+		case h.wanted != nil && !h.wanted(&p.opts):
+			status.Unused = true
+		default:
+			status.Err = p.loadMore(&h)
+		}
+		p.hooks = append(p.hooks, status)
+	}
+}
+
+func (p *Probe) loadMore(h *Hook) error {
+	spec := p.spec.Copy()
+	prune(spec, h.Program)
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: p.maps})
+	if err != nil {
+		return fmt.Errorf("load %s: %w", h.Program, err)
+	}
+	prog := coll.DetachProgram(h.Program)
+	coll.Close()
+	p.progs = append(p.progs, prog)
+	l, err := h.attach(prog)
+	if err != nil {
+		return err
+	}
+	if it, ok := l.(*link.Iter); ok {
+		p.iters[h.Program] = it
+	}
+	p.links = append(p.links, l)
+	return nil
+}
+
+// Hooks returns what became of each hook, the core first.
+func (p *Probe) Hooks() []HookStatus { return p.hooks }
+
+// Partial reports whether the classic tracepoint serves: states and tuples
+// only, no filter in the kernel.
+func (p *Probe) Partial() bool { return p.partial }
+
+// Stats reads the counters.
+func (p *Probe) Stats() (s Stats, err error) {
+	var cpus []bpfCounters
+	if err := p.maps[bpfMapTotals].Lookup(uint32(0), &cpus); err != nil {
+		return s, fmt.Errorf("read the counters of the kernel side: %w", err)
+	}
+	for _, c := range cpus {
+		s.Attempts += c.Seq
+		s.Lost += c.Lost
+		s.Filtered += c.Filtered
+		s.StorageFailed += c.StorageFailed
+	}
+	return s, nil
+}
+
+// Close detaches everything. The reader goes first, so that a Read that waits
+// returns os.ErrClosed before its memory goes; then the links, so that no
+// program runs when the maps go.
+func (p *Probe) Close() error {
+	p.closeOnce.Do(func() {
+		var errs []error
+		if p.reader != nil {
+			errs = append(errs, p.reader.Close())
+		}
+		for _, l := range p.links {
+			errs = append(errs, l.Close())
+		}
+		for _, prog := range p.progs {
+			errs = append(errs, prog.Close())
+		}
+		for _, m := range p.maps {
+			errs = append(errs, m.Close())
+		}
+		p.closeErr = errors.Join(errs...)
+	})
+	return p.closeErr
+}
+
+// resetHasReason reports whether tcp_send_reset passes a reason (since 6.10):
+// the typedef of the tracepoint has the data pointer, sk, skb, reason.
+func resetHasReason(kernel *btf.Spec) bool {
+	var t *btf.Typedef
+	if err := kernel.TypeByName("btf_trace_tcp_send_reset", &t); err != nil {
+		return false
+	}
+	ptr, ok := t.Type.(*btf.Pointer)
+	if !ok {
+		return false
+	}
+	proto, ok := ptr.Target.(*btf.FuncProto)
+	return ok && len(proto.Params) == 4
+}
+
+// classicOffset returns where skaddr lies in the record of the classic
+// tracepoint, from its description in tracefs: the header in front of it is
+// longer on some kernels (RHEL 9, PREEMPT_RT). What follows it never changed
+// since the protocol became 16 bits wide in 5.6; check it all the same.
+func classicOffset() (uint32, error) {
+	var text []byte
+	var err error
+	for _, dir := range []string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"} {
+		if text, err = os.ReadFile(dir + "/events/sock/inet_sock_set_state/format"); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read the layout of sock:inet_sock_set_state: %w", err)
+	}
+	return parseClassicFormat(string(text))
+}
+
+func parseClassicFormat(text string) (uint32, error) {
+	offsets := make(map[string]int)
+	for line := range strings.Lines(text) {
+		var offset, size int
+		decl, rest, ok := strings.Cut(strings.TrimSpace(line), ";")
+		if !ok || !strings.HasPrefix(decl, "field:") {
+			continue
+		}
+		if _, err := fmt.Sscanf(strings.TrimSpace(rest), "offset:%d;\tsize:%d;", &offset, &size); err != nil {
+			continue
+		}
+		name := decl[strings.LastIndexAny(decl, " *")+1:]
+		name, _, _ = strings.Cut(name, "[")
+		offsets[name] = offset
+	}
+	base, ok := offsets["skaddr"]
+	if !ok {
+		return 0, errors.New("sock:inet_sock_set_state has no field skaddr")
+	}
+	ptr := 8 // all our targets are 64 bits wide
+	for name, want := range map[string]int{
+		"oldstate": 0, "newstate": 4, "sport": 8, "dport": 10, "family": 12, "protocol": 14,
+		"saddr": 16, "daddr": 20, "saddr_v6": 24, "daddr_v6": 40,
+	} {
+		if got, ok := offsets[name]; !ok || got != base+ptr+want {
+			return 0, fmt.Errorf("sock:inet_sock_set_state has %s at %d, expected %d: a kernel before 5.6, or one that we do not know", name, got, base+ptr+want)
+		}
+	}
+	return uint32(base), nil
+}
+
+// unusable puts the usual obstacles in words.
+func unusable(err error) error {
+	release := kernelRelease()
+	reason := fmt.Sprintf("this kernel (%s) refuses the BPF program: %v", release, err)
+	switch {
+	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
+		reason = "stated may not load BPF programs: run it as root (sudo), or give it CAP_BPF and CAP_PERFMON"
+		if os.Geteuid() == 0 {
+			reason = fmt.Sprintf("the kernel (%s) refuses BPF even to root: in a container, add CAP_BPF and CAP_PERFMON and mount tracefs; "+
+				"with lockdown=confidentiality (see /sys/kernel/security/lockdown) it cannot work: %v", release, firstLine(err))
+		}
+	case errors.Is(err, os.ErrNotExist):
+		reason = fmt.Sprintf("this kernel (%s) has no BTF for the typed tracepoint, and tracefs is not there for the classic one: "+
+			"mount -t tracefs tracefs /sys/kernel/tracing, or use a kernel with CONFIG_DEBUG_INFO_BTF", release)
+	case olderThan(release, 5, 8):
+		reason = fmt.Sprintf("this kernel (%s) is too old: stated needs 5.8, for the BPF ring buffer", release)
+	}
+	return &UnusableError{Reason: reason, Err: err}
+}
+
+func firstLine(err error) string {
+	s, _, _ := strings.Cut(err.Error(), "\n")
+	return s
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return runtime.GOOS
+	}
+	release, _, _ := bytes.Cut(u.Release[:], []byte{0})
+	return string(release)
+}
+
+func olderThan(release string, major, minor int) bool {
+	var a, b int
+	if n, _ := fmt.Sscanf(release, "%d.%d", &a, &b); n != 2 {
+		return false
+	}
+	return a < major || a == major && b < minor
+}
