@@ -164,14 +164,18 @@ type Conn struct {
 	Unsent        uint32
 	LastEvent     int64 // nanoseconds since boot
 
-	finReceived  bool
-	resetIn      bool
-	resetOut     bool
-	synAckResent uint32
-	settle       int64 // until when evidence for the outcome may still come
-	finished     bool
-	held         bool // CLOSE, but a descriptor is still open
-	prev, next   *Conn
+	EOFUnread bool // the peer's FIN is still in the receive queue
+
+	resetIn  bool
+	resetOut bool
+	end      event.Flags // of the event of -> CLOSE
+	settle   int64       // until when evidence for the outcome may come
+	finished bool
+	held     bool // CLOSE, but a descriptor is still open
+	inTable  bool
+	queued   bool // in Table.settling
+	prev     *Conn
+	next     *Conn
 }
 
 // Start returns when the connection is known to have begun, in nanoseconds

@@ -21,8 +21,348 @@ type Stats struct {
 	Lost        uint64 // events that the kernel could not hand over
 	Gaps        uint64 // connections in which an event was seen to be missing
 	Evicted     uint64 // connections given up because the table was full
+	Ignored     uint64 // events of sockets that are in no connection, or without an identity
 	Open        int    // connections in the table that have not ended
 	Held        int    // ended, but a descriptor is still open
 	Outcomes    [NumOutcomes]uint64
 	Transitions [event.NumStates][event.NumStates]uint64
+}
+
+// Options for New. The zero value is usable.
+type Options struct {
+	// MaxConns bounds the table; the connection that was quiet for longest is
+	// given up first. 0: 262,144.
+	MaxConns int
+	// NoDestroy says that no KindDestroy will come: sockets are forgotten at
+	// their end.
+	NoDestroy bool
+	// NoResets says that no KindResetReceived will come: a reset by the peer
+	// is told by the socket's error alone.
+	NoResets bool
+}
+
+// settle is how long after -> CLOSE the cause may still arrive: a RST is sent
+// after the transition, under the same lock (tcp_disconnect and __tcp_close in
+// net/ipv4/tcp.c).
+const settle = 2e6
+
+// Table holds the connections that are open. It is not safe for concurrent use.
+type Table struct {
+	opts     Options
+	observer Observer
+	conns    map[event.SocketID]*Conn
+	quiet    Conn // ring of the connections by their last event, quietest first
+	settling []*Conn
+	free     *Conn
+	stats    Stats
+	now      int64
+}
+
+// New makes an empty table that tells o what happens.
+func New(o Observer, opts Options) *Table {
+	if opts.MaxConns == 0 {
+		opts.MaxConns = 1 << 18
+	}
+	t := &Table{opts: opts, observer: o, conns: make(map[event.SocketID]*Conn)}
+	t.quiet.prev, t.quiet.next = &t.quiet, &t.quiet
+	return t
+}
+
+// Stats returns the counts so far.
+func (t *Table) Stats() Stats { return t.stats }
+
+// Now returns the time of the last event, in nanoseconds since boot.
+func (t *Table) Now() int64 { return t.now }
+
+// Pending reports whether the passing of time alone (a KindClock event) would
+// finish a connection.
+func (t *Table) Pending() bool { return len(t.settling) > 0 }
+
+// All calls f for each connection in the table, the quietest first.
+func (t *Table) All(f func(*Conn)) {
+	for c := t.quiet.next; c != &t.quiet; c = c.next {
+		f(c)
+	}
+}
+
+// Apply takes the next event of the stream. It keeps nothing of e.
+func (t *Table) Apply(e *event.Event) {
+	t.stats.Events++
+	if e.Time > t.now {
+		t.now = e.Time
+	}
+	t.settleUntil(t.now)
+	switch e.Kind {
+	case event.KindState:
+		t.state(e)
+	case event.KindSnapshot:
+		t.snapshot(e)
+	case event.KindDestroy:
+		t.destroy(e)
+	case event.KindResetReceived:
+		if c := t.find(e); c != nil {
+			c.resetIn = true
+		}
+	case event.KindResetSent:
+		t.resetSent(e)
+	case event.KindAccept:
+		if c := t.find(e); c != nil {
+			c.Accepted = true
+			c.Acceptor = e.FD
+			c.own(e.Task, event.OwnerAccept)
+		}
+	case event.KindHolder:
+		if c := t.snapshot(e); c != nil {
+			c.own(e.Task, event.OwnerHolder)
+		}
+	case event.KindLost:
+		t.stats.Lost += e.Count
+	}
+}
+
+// Flush finishes what only waits for late evidence: the stream has ended.
+func (t *Table) Flush() { t.settleUntil(1<<63 - 1) }
+
+// find returns the connection of an event and marks it as lively.
+func (t *Table) find(e *event.Event) *Conn {
+	c := t.conns[e.Socket]
+	if c == nil || e.Socket == 0 {
+		t.stats.Ignored++
+		return nil
+	}
+	t.touch(c, e.Time)
+	return c
+}
+
+func (t *Table) touch(c *Conn, time int64) {
+	c.LastEvent = time
+	if c.next != nil {
+		c.prev.next, c.next.prev = c.next, c.prev
+	}
+	c.prev, c.next = t.quiet.prev, &t.quiet
+	c.prev.next, t.quiet.prev = c, c
+}
+
+func (t *Table) state(e *event.Event) {
+	t.stats.Transitions[min(e.Old, event.NumStates-1)][min(e.New, event.NumStates-1)]++
+	if e.Socket == 0 {
+		t.stats.Ignored++
+		return
+	}
+	c := t.conns[e.Socket]
+	birth := isBirth(e.Old, e.New)
+	switch {
+	case c != nil && birth:
+		c = t.reborn(c, e)
+	case c == nil && e.Old == event.StateClose && !birth:
+		t.stats.Ignored++ // 7 -> 7 of a socket that never connected
+		return
+	case c == nil:
+		c = t.open(e)
+	case c.held:
+		t.stats.Ignored++ // CLOSE -> CLOSE: destroyed, or aborted twice
+		return
+	}
+	t.touch(c, e.Time)
+	c.learn(e)
+	if e.Old == e.New {
+		c.closedBy(e)
+		t.observer.Transition(c, e)
+		return
+	}
+	t.step(c, e, birth)
+}
+
+// step moves c from e.Old to e.New.
+func (t *Table) step(c *Conn, e *event.Event, birth bool) {
+	switch {
+	case birth:
+		c.FromStart = true
+	case len(c.Spans) == 0:
+		c.Spans = append(c.Spans, Span{State: e.Old, Known: AtLeast})
+	case c.State != e.Old:
+		// What brought it from c.State to e.Old is lost.
+		t.gap(c)
+		c.Spans = append(c.Spans, Span{Start: e.Time, State: e.Old, Known: Inferred})
+	}
+	c.State = e.New
+	c.judge(e)
+	if e.New != event.StateClose {
+		c.Spans = append(c.Spans, Span{Start: e.Time, State: e.New})
+		t.observer.Transition(c, e)
+		return
+	}
+	c.End = e.Time
+	c.held = !e.Flags.Has(event.FlagDead) && !t.opts.NoDestroy
+	c.settle = e.Time + settle
+	c.queued = true
+	t.settling = append(t.settling, c)
+	c.conclude(t.opts.NoResets)
+	t.observer.Transition(c, e)
+}
+
+func (t *Table) gap(c *Conn) {
+	if !c.Gap {
+		c.Gap = true
+		t.stats.Gaps++
+	}
+}
+
+// reborn ends what c was and begins the next connection on the same socket:
+// after disconnect, a failed connect(), or because we lost the end.
+func (t *Table) reborn(c *Conn, e *event.Event) *Conn {
+	epoch := c.Epoch + 1
+	if c.End == 0 {
+		t.gap(c)
+		c.Outcome, c.Why = OutcomeUnknown, "its end was lost"
+		c.End = e.Time
+	}
+	t.finish(c)
+	t.remove(c)
+	c = t.open(e)
+	c.Epoch = epoch
+	return c
+}
+
+func (t *Table) open(e *event.Event) *Conn {
+	if len(t.conns) >= t.opts.MaxConns {
+		t.evict()
+	}
+	c := t.free
+	if c != nil {
+		t.free = c.next
+		*c = Conn{Spans: c.Spans[:0]}
+	} else {
+		c = &Conn{Spans: make([]Span, 0, 6)}
+	}
+	c.Socket = e.Socket
+	c.OwnID = e.Flags.Has(event.FlagOwnID)
+	c.Acceptor = -1
+	c.inTable = true
+	t.conns[e.Socket] = c
+	t.stats.Open++
+	return c
+}
+
+func (t *Table) evict() {
+	c := t.quiet.next
+	t.stats.Evicted++
+	if c.End == 0 {
+		c.Outcome, c.Why = OutcomeUnknown, "given up: the table of connections was full"
+	}
+	t.finish(c)
+	t.remove(c)
+}
+
+func (t *Table) snapshot(e *event.Event) *Conn {
+	if e.Socket == 0 {
+		t.stats.Ignored++
+		return nil
+	}
+	c := t.conns[e.Socket]
+	if c == nil {
+		if e.New == event.StateClose {
+			t.stats.Ignored++ // a socket that was never connected, or ended before us
+			return nil
+		}
+		c = t.open(e)
+		c.Spans = append(c.Spans, Span{State: e.New, Known: AtLeast})
+		c.State = e.New
+		if e.New == event.StateListen {
+			c.Role = RoleListener
+		}
+		t.touch(c, e.Time)
+		c.learn(e)
+		t.observer.Transition(c, e)
+		return c
+	}
+	t.touch(c, e.Time)
+	if c.held || c.End != 0 {
+		return c
+	}
+	if e.Kind == event.KindSnapshot && c.State != e.New {
+		t.gap(c)
+		c.State = e.New
+		c.Spans = append(c.Spans, Span{Start: e.Time, State: e.New, Known: Inferred})
+	}
+	c.learn(e)
+	return c
+}
+
+func (t *Table) resetSent(e *event.Event) {
+	c := t.find(e)
+	if c == nil {
+		return
+	}
+	c.resetOut = true
+	if e.Reset != event.ResetUnknown {
+		c.Reset = e.Reset
+	}
+	if c.End != 0 && !c.finished {
+		c.conclude(t.opts.NoResets)
+	}
+}
+
+func (t *Table) destroy(e *event.Event) {
+	c := t.find(e)
+	if c == nil || c.End == 0 {
+		return
+	}
+	t.finish(c)
+	t.remove(c)
+}
+
+// settleUntil finishes the connections for which no more evidence can come.
+func (t *Table) settleUntil(now int64) {
+	n := 0
+	for n < len(t.settling) && t.settling[n].settle <= now {
+		c := t.settling[n]
+		n++
+		c.queued = false
+		if !c.inTable {
+			t.release(c)
+			continue
+		}
+		t.finish(c)
+		if !c.held {
+			t.remove(c)
+		}
+	}
+	if n > 0 {
+		t.settling = t.settling[:copy(t.settling, t.settling[n:])]
+	}
+}
+
+// finish tells the observer that c has ended, once.
+func (t *Table) finish(c *Conn) {
+	if c.finished {
+		return
+	}
+	c.finished = true
+	t.stats.Open--
+	if c.held {
+		t.stats.Held++
+	}
+	t.stats.Outcomes[c.Outcome]++
+	t.observer.Finished(c)
+}
+
+// remove forgets c, which is finished.
+func (t *Table) remove(c *Conn) {
+	delete(t.conns, c.Socket)
+	c.prev.next, c.next.prev = c.next, c.prev
+	c.prev, c.next = nil, nil
+	c.inTable = false
+	if c.held {
+		t.stats.Held--
+	}
+	if !c.queued {
+		t.release(c)
+	}
+}
+
+// release keeps c's memory for the next connection.
+func (t *Table) release(c *Conn) {
+	c.next = t.free
+	t.free = c
 }

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"syscall"
+
+	"github.com/stated-tcp/stated/pkg/event"
+)
+
+// isBirth reports whether a transition begins a connection: connect(), listen(),
+// or the child of a listener.
+func isBirth(from, to event.State) bool {
+	switch from {
+	case event.StateListen:
+		return to != event.StateClose && to != event.StateListen
+	case event.StateClose:
+		return to == event.StateSynSent || to == event.StateListen
+	}
+	return false
+}
+
+// learn takes over what an event knows of the connection.
+func (c *Conn) learn(e *event.Event) {
+	if c.Local.Port() == 0 && e.Local.IsValid() {
+		c.Local = e.Local
+	}
+	if c.Peer.Port() == 0 && e.Peer.IsValid() {
+		c.Peer = e.Peer
+	}
+	c.Netns, c.Protocol, c.Family = e.Netns, e.Protocol, e.Family
+	if e.Cgroup != 0 {
+		c.Cgroup = e.Cgroup
+	}
+	if !e.Flags.Has(event.FlagPartial) || e.Flags.Has(event.FlagTask) {
+		c.UID = e.UID
+	}
+	c.own(e.Owner, e.OwnerSource)
+	if e.Flags.Has(event.FlagPartial) {
+		return
+	}
+	c.Subflow = e.Flags.Has(event.FlagMPTCP)
+	c.BytesSent = e.BytesSent - min(e.BytesSent, e.BytesResent)
+	c.BytesReceived, c.Unread, c.Unsent = e.BytesReceived, e.Unread, e.Unsent
+	c.EOFUnread = false
+	if e.Flags.Has(event.FlagDone) {
+		c.BytesReceived -= min(c.BytesReceived, 1)
+		if c.Unread > 0 {
+			c.Unread--
+			c.EOFUnread = true
+		}
+	}
+	if e.SRTT != 0 {
+		c.SRTT = e.SRTT
+	}
+	c.Retransmits = max(c.Retransmits, e.Retransmits)
+}
+
+// ownerRank orders what is known of an owner: who got the descriptor from the
+// kernel stands above who merely has it or closed it, and all of them above the
+// owner of the listener.
+var ownerRank = [...]uint8{
+	event.OwnerUnknown: 0, event.OwnerListener: 1, event.OwnerClose: 2, event.OwnerHolder: 3, event.OwnerRead: 4,
+	event.OwnerConnect: 5, event.OwnerListen: 5, event.OwnerAccept: 6,
+}
+
+func (c *Conn) own(task event.Task, source event.OwnerSource) {
+	if task.PID == 0 || int(source) >= len(ownerRank) || ownerRank[source] <= ownerRank[c.Owner.Source] {
+		return
+	}
+	c.Owner = Owner{Task: task, Source: source}
+}
+
+// closedBy remembers who closed our side first.
+func (c *Conn) closedBy(e *event.Event) {
+	if e.Flags.Has(event.FlagTask) && c.Closer.IsZero() {
+		c.Closer = e.Task
+	}
+}
+
+// judge takes over what a transition says of role and initiator.
+func (c *Conn) judge(e *event.Event) {
+	switch {
+	case e.Old == event.StateListen && e.New != event.StateClose:
+		c.Role = RoleServer
+	case e.New == event.StateSynSent:
+		c.Role = RoleClient
+	case e.New == event.StateListen:
+		c.Role = RoleListener
+	case e.Old == event.StateSynSent && e.New == event.StateSynRecv:
+		c.Role = RoleSimultaneous
+	}
+	switch e.New {
+	case event.StateFinWait1:
+		c.began(InitiatorLocal)
+		c.closedBy(e)
+	case event.StateLastAck:
+		c.closedBy(e)
+	case event.StateCloseWait:
+		c.began(InitiatorPeer)
+	case event.StateClosing:
+		c.Initiator = InitiatorBoth
+	case event.StateClose:
+		c.Err = e.Err
+		c.end = e.Flags
+		c.closedBy(e)
+		if syscall.Errno(e.Err) == syscall.ECONNABORTED && e.Flags.Has(event.FlagTask) {
+			c.Closer = e.Task // the killer, also where a process closed before
+		}
+	}
+}
+
+func (c *Conn) began(i Initiator) {
+	if c.Initiator == InitiatorUnknown {
+		c.Initiator = i
+	}
+}
+
+// conclude names the outcome from all that is known at -> CLOSE, and again when
+// a RST was sent right after it.
+func (c *Conn) conclude(noResets bool) {
+	c.Outcome, c.Why, c.Lingers = OutcomeUnknown, "", event.StateNone
+	last := c.Spans[len(c.Spans)-1].State
+	errno := syscall.Errno(c.Err)
+	switch {
+	case c.end.Has(event.FlagPartial):
+		c.concludePartial(last)
+	case errno == syscall.ECONNABORTED:
+		c.Outcome = OutcomeKilled
+		c.began(InitiatorLocal)
+	case last == event.StateListen:
+		c.Outcome = OutcomeListenEnded
+		c.began(InitiatorLocal)
+	case last == event.StateSynSent:
+		c.concludeConnect(errno, noResets)
+	case c.resetIn && c.resetOut || c.Reset == event.ResetAbortOnData:
+		// tcp_rcv_state_process calls tcp_reset() for data after our close, too
+		c.Outcome = OutcomeResetDataAfterClose
+		c.began(InitiatorLocal)
+	case c.resetIn || noResets && (errno == syscall.ECONNRESET || errno == syscall.EPIPE):
+		c.Outcome = OutcomeResetByPeer
+		c.began(InitiatorPeer)
+	case c.Reset == event.ResetKeepalive:
+		c.Outcome = OutcomeResetKeepalive
+		c.began(InitiatorLocal)
+	case errno == syscall.ECONNRESET || errno == syscall.EPIPE:
+		c.Why = "the socket has a reset error, but no RST was seen"
+	case errno != 0:
+		// ETIMEDOUT, or the ICMP error that came while retrying (tcp_write_err)
+		c.Outcome = OutcomeTimedOut
+	case c.Protocol == event.ProtoMPTCP:
+		c.Outcome = OutcomeClosed // its subflows tell more
+	default:
+		c.concludeClose(last)
+	}
+}
+
+func (c *Conn) concludePartial(last event.State) {
+	switch last {
+	case event.StateLastAck, event.StateFinWait2, event.StateClosing:
+		c.Outcome = OutcomeClosed
+	case event.StateListen:
+		c.Outcome = OutcomeListenEnded
+	default:
+		c.Why = "the classic tracepoint does not tell errors"
+	}
+}
+
+// concludeConnect is about a socket that ended in SYN_SENT.
+func (c *Conn) concludeConnect(errno syscall.Errno, noResets bool) {
+	switch {
+	case errno == syscall.ECONNREFUSED && (c.resetIn || noResets):
+		c.Outcome = OutcomeRefused
+		c.began(InitiatorPeer)
+	case errno == syscall.ETIMEDOUT:
+		c.Outcome = OutcomeConnectTimeout
+	case errno != 0:
+		c.Outcome = OutcomeUnreachable // an ICMP error, tcp_v4_err
+	case c.Local.Port() == 0:
+		c.Outcome = OutcomeNoLocalPort // inet_hash_connect found none
+		c.began(InitiatorLocal)
+	default:
+		c.Outcome = OutcomeConnectCancelled
+		c.began(InitiatorLocal)
+	}
+}
+
+// concludeClose is about an end without an error on the socket.
+func (c *Conn) concludeClose(last event.State) {
+	switch last {
+	case event.StateSynRecv, event.StateEstablished, event.StateCloseWait:
+		c.concludeAbort(last)
+		return
+	case event.StateLastAck:
+		c.Outcome = OutcomeClosed
+	case event.StateFinWait2, event.StateClosing:
+		if c.resetOut {
+			c.abort()
+			return
+		}
+		c.Outcome = OutcomeClosed
+		// tcp_time_wait: what is left lives on in a mini socket
+		c.Lingers, c.LingersKnown, c.LingerStart = event.StateFinWait2, Inferred, c.End
+		if c.end.Has(event.FlagDone) {
+			c.Lingers = event.StateTimeWait
+		}
+	default:
+		if c.resetOut {
+			c.abort()
+			return
+		}
+		c.Why = "it ended without an error, a FIN or a RST that we saw"
+	}
+}
+
+// concludeAbort is about a socket that went to CLOSE with no FIN of ours.
+func (c *Conn) concludeAbort(last event.State) {
+	unowned := c.end.Has(event.FlagNoSocket) && !c.end.Has(event.FlagDead) && !c.Subflow
+	switch {
+	case unowned && c.resetOut:
+		c.Outcome = OutcomeResetListenerClosed // inet_csk_listen_stop
+		c.began(InitiatorLocal)
+	case c.resetOut:
+		c.abort()
+	case last == event.StateSynRecv:
+		c.Outcome = OutcomeHandshakeFailed
+	default:
+		c.Why = "it ended without an error, a FIN or a RST that we saw"
+	}
+}
+
+// abort names why we sent a RST. Kernels before 6.10 do not say it; then unread
+// data tells the one common cause from the other.
+func (c *Conn) abort() {
+	c.began(InitiatorLocal)
+	switch c.Reset {
+	case event.ResetAbortOnClose:
+		c.Outcome = OutcomeResetUnreadData
+	case event.ResetState, event.ResetAbortOnLinger, event.ResetDisconnectData:
+		c.Outcome = OutcomeResetLinger
+	case event.ResetUnknown:
+		c.Outcome = OutcomeResetLinger
+		if c.Unread > 0 {
+			c.Outcome = OutcomeResetUnreadData
+		}
+	default:
+		c.Outcome = OutcomeResetProtocol
+	}
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package recording
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/stated-tcp/stated/pkg/event"
+)
+
+// Header is the first line of a recording: where and when it was made.
+type Header struct {
+	Event   string `json:"event.name"` // always stated.recording
+	Schema  string `json:"schema"`
+	RunID   string `json:"stated.run.id"`
+	BootID  string `json:"stated.boot.id,omitempty"`
+	Host    string `json:"host.name,omitempty"`
+	HostID  string `json:"host.id,omitempty"`
+	Version string `json:"service.version,omitempty"`
+	Kernel  string `json:"os.version,omitempty"`
+	// NoDestroy and NoResets are what the kernel side could not see
+	// (lifecycle.Options), without which a replay would conclude otherwise.
+	NoDestroy bool `json:"stated.no_destroy,omitempty"`
+	NoResets  bool `json:"stated.no_resets,omitempty"`
+}
+
+const (
+	headerEvent  = "stated.recording"
+	headerSchema = "stated/1"
+	blockEvents  = 1000
+	blockBytes   = 256 << 10
+)
+
+// Writer appends events to a recording. It is not safe for concurrent use.
+type Writer struct {
+	w      io.Writer
+	file   *os.File // when made by Create
+	enc    *zstd.Encoder
+	plain  []byte
+	out    []byte
+	first  uint64
+	count  uint32
+	failed error
+}
+
+// NewWriter begins a recording on w, which Close does not close.
+func NewWriter(w io.Writer, h Header) (*Writer, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true))
+	if err != nil {
+		return nil, fmt.Errorf("start zstd: %w", err)
+	}
+	h.Event, h.Schema = headerEvent, headerSchema
+	text, err := json.Marshal(h)
+	if err != nil {
+		return nil, fmt.Errorf("encode the header: %w", err)
+	}
+	rec := &Writer{w: w, enc: enc, plain: append(text, '\n'), count: 1}
+	return rec, rec.Flush()
+}
+
+// Create begins a recording in a new file that only its owner may read: it has
+// the addresses and process names of the host. An existing file is an error.
+func Create(path string, h Header) (*Writer, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("create the recording %s: it exists already; remove it or choose another name", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create the recording: %w", err)
+	}
+	w, err := NewWriter(f, h)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	w.file = f
+	return w, nil
+}
+
+// Append adds an event. It is on disk when its block ends: after 1,000 events,
+// 256 KiB, or a Flush. A failed write is returned now and ever after.
+func (w *Writer) Append(e *event.Event) error {
+	if w.failed != nil {
+		return w.failed
+	}
+	w.plain = appendEvent(w.plain, e)
+	w.count++
+	if w.count >= blockEvents || len(w.plain) >= blockBytes {
+		return w.Flush()
+	}
+	return nil
+}
+
+// Flush ends the block.
+func (w *Writer) Flush() error {
+	if w.failed != nil || w.count == 0 {
+		return w.failed
+	}
+	w.out = append(w.out[:0], make([]byte, headSize)...)
+	w.out = w.enc.EncodeAll(w.plain, w.out)
+	frame := w.out[headSize:]
+	b := block{first: w.first, count: w.count, size: uint32(len(frame)), crc: crc32.Checksum(frame, castagnoli)}
+	b.append(w.out[:0])
+	if _, err := w.w.Write(w.out); err != nil {
+		w.failed = fmt.Errorf("write the recording: %w", err)
+		return w.failed
+	}
+	w.first += uint64(w.count)
+	w.plain, w.count = w.plain[:0], 0
+	return nil
+}
+
+// Close ends the last block, and syncs and closes the file of Create.
+func (w *Writer) Close() error {
+	err := w.Flush()
+	if w.file == nil {
+		return err
+	}
+	if syncErr := w.file.Sync(); syncErr != nil {
+		err = errors.Join(err, fmt.Errorf("sync the recording: %w", syncErr))
+	}
+	return errors.Join(err, w.file.Close())
+}
+
+// Reader gives the events of a recording back. It is not safe for concurrent use.
+type Reader struct {
+	blocks *blocks
+	header Header
+	lines  []byte
+	next   uint64 // sequence number expected of the next block
+}
+
+// NewReader reads the header of a recording.
+func NewReader(r io.Reader) (*Reader, error) {
+	blocks, err := newBlocks(r)
+	if err != nil {
+		return nil, err
+	}
+	b, lines, err := blocks.next()
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read the recording: %w", err)
+	}
+	rec := &Reader{blocks: blocks}
+	first, rest, ok := bytes.Cut(lines, []byte{'\n'})
+	if err != nil || b.first != 0 || !ok || json.Unmarshal(first, &rec.header) != nil || rec.header.Event != headerEvent {
+		return nil, errNoBlock
+	}
+	if rec.header.Schema != headerSchema {
+		return nil, fmt.Errorf("the recording has schema %q, this stated reads %q: use the stated that made it (%q)",
+			rec.header.Schema, headerSchema, rec.header.Version)
+	}
+	rec.lines, rec.next = rest, uint64(b.count)
+	return rec, nil
+}
+
+// Header returns where and when the recording was made.
+func (r *Reader) Header() Header { return r.header }
+
+// Damage returns what had to be left out so far.
+func (r *Reader) Damage() Damage { return r.blocks.damage }
+
+// Read stores the next event in e, io.EOF at the end. Events missing in the
+// middle are told by a KindLost event in their place.
+func (r *Reader) Read(e *event.Event) error {
+	for len(r.lines) == 0 {
+		b, lines, err := r.blocks.next()
+		if err != nil {
+			return err
+		}
+		missing := b.first - r.next
+		r.lines, r.next = lines, b.first+uint64(b.count)
+		if missing > 0 && missing < 1<<40 {
+			r.blocks.damage.LostEvents += missing
+			*e = event.Event{Kind: event.KindLost, Count: missing}
+			return nil
+		}
+	}
+	text, rest, _ := bytes.Cut(r.lines, []byte{'\n'})
+	r.lines = rest
+	return parseEvent(text, e)
+}
