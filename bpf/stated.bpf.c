@@ -176,8 +176,9 @@ static __always_inline int accepted(struct trace_event_raw_sys_exit *ctx)
 	struct event *e;
 	__u64 key, cookie;
 	__u16 family, protocol;
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
 
-	if (fd < 0)
+	if (fd < 0 || (cfg_pids && !bpf_map_lookup_elem(&filter_pids, &pid)))
 		return 0;
 	fds = BPF_CORE_READ(task, files, fdt, fd);
 	if (bpf_probe_read_kernel(&file, sizeof(file), fds + fd))

@@ -162,6 +162,7 @@ type Conn struct {
 	Retransmits   uint32
 	Unread        uint32 // bytes in the receive queue, without the FIN
 	Unsent        uint32
+	FirstEvent    int64 // nanoseconds since boot
 	LastEvent     int64 // nanoseconds since boot
 
 	EOFUnread bool // the peer's FIN is still in the receive queue

@@ -236,6 +236,7 @@ func (t *Table) open(e *event.Event) *Conn {
 		c = &Conn{Spans: make([]Span, 0, 6)}
 	}
 	c.Socket = e.Socket
+	c.FirstEvent = e.Time
 	c.OwnID = e.Flags.Has(event.FlagOwnID)
 	c.Acceptor = -1
 	c.inTable = true

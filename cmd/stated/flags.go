@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/filter"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/render"
+)
+
+// filterFlags are the conditions that trace, record and replay share.
+type filterFlags struct {
+	pids, ports, local, remote []uint
+	comms, addrs, roles        []string
+	states, netns, cgroup      string
+	minDuration                time.Duration
+	v4, v6                     bool
+}
+
+func (f *filterFlags) register(cmd *cobra.Command) {
+	fs := cmd.Flags()
+	fs.UintSliceVar(&f.pids, "pid", nil, "owned by this process `ID`")
+	fs.StringSliceVar(&f.comms, "comm", nil, "owned by a process of this `NAME`")
+	fs.UintSliceVar(&f.ports, "port", nil, "with this `PORT` at either end")
+	fs.UintSliceVar(&f.local, "lport", nil, "with this `PORT` at our end")
+	fs.UintSliceVar(&f.remote, "rport", nil, "with this `PORT` at the other end")
+	fs.StringSliceVar(&f.addrs, "addr", nil, "with an address in this `CIDR` at either end")
+	fs.StringVar(&f.states, "state", "", "that were in one of these `STATES`, in any spelling")
+	fs.DurationVar(&f.minDuration, "min-duration", 0, "that lasted at least this `TIME`; with --events, that stayed as long in the state")
+	fs.StringVar(&f.netns, "netns", "", "in this network namespace: a `PATH`, a name of ip-netns(8), or an inode number")
+	fs.StringVar(&f.cgroup, "cgroup", "", "of a process in this cgroup v2 or below it: a `PATH`")
+	fs.StringSliceVar(&f.roles, "role", nil, "in this `ROLE`: client, server, listener, simultaneous, unknown")
+	fs.BoolVarP(&f.v4, "ipv4", "4", false, "over IPv4 only")
+	fs.BoolVarP(&f.v6, "ipv6", "6", false, "over IPv6 only")
+}
+
+func (f *filterFlags) parse() (*filter.Filter, error) {
+	var out filter.Filter
+	var err error
+	for _, list := range []struct {
+		flag string
+		from []uint
+		to   *[]uint16
+	}{{"port", f.ports, &out.Ports}, {"lport", f.local, &out.Local}, {"rport", f.remote, &out.Remote}} {
+		for _, p := range list.from {
+			if p == 0 || p > 65535 {
+				return nil, usagef("--%s %d: ports are 1 to 65535", list.flag, p)
+			}
+			*list.to = append(*list.to, uint16(p))
+		}
+	}
+	for _, pid := range f.pids {
+		if pid == 0 || pid > 1<<22 {
+			return nil, usagef("--pid %d: process ids are 1 to %d", pid, 1<<22)
+		}
+		out.PIDs = append(out.PIDs, uint32(pid))
+	}
+	for _, s := range f.addrs {
+		prefix, err := parsePrefix(s)
+		if err != nil {
+			return nil, usagef("--addr %q: neither an address nor a CIDR like 10.0.0.0/8", s)
+		}
+		out.Addrs = append(out.Addrs, prefix)
+	}
+	for _, s := range f.roles {
+		role, ok := lifecycle.ParseRole(s)
+		if !ok {
+			return nil, usagef("--role %q: one of client, server, listener, simultaneous, unknown", s)
+		}
+		out.Roles = append(out.Roles, role)
+	}
+	if f.states != "" {
+		if out.States, err = event.ParseStates(f.states); err != nil {
+			return nil, usagef("--state: %w", err)
+		}
+	}
+	out.Comms = f.comms
+	out.MinDuration = f.minDuration
+	switch {
+	case f.v4 && f.v6: // both is all
+	case f.v4:
+		out.Family = 4
+	case f.v6:
+		out.Family = 6
+	}
+	if f.netns != "" {
+		if out.Netns, err = netnsInode(f.netns); err != nil {
+			return nil, usagef("--netns %q: %w", f.netns, err)
+		}
+	}
+	if f.cgroup != "" {
+		if out.Cgroup, err = cgroupID(f.cgroup); err != nil {
+			return nil, usagef("--cgroup %q: %w", f.cgroup, err)
+		}
+	}
+	return &out, nil
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(s); err == nil {
+		addr = addr.Unmap()
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
+}
+
+func netnsInode(s string) (uint32, error) {
+	if n, err := strconv.ParseUint(s, 10, 32); err == nil {
+		return uint32(n), nil
+	}
+	if !strings.Contains(s, "/") {
+		s = filepath.Join("/run/netns", s)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(s, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: s, Err: err}
+	}
+	return uint32(st.Ino), nil
+}
+
+// cgroupID is the inode of the cgroup's folder, as kernfs numbers them
+// (cgroup_id in include/linux/cgroup.h).
+func cgroupID(s string) (uint64, error) {
+	var errs []error
+	for _, root := range []string{"", "/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		path := filepath.Join(root, s)
+		var fs unix.Statfs_t
+		if err := unix.Statfs(path, &fs); err != nil {
+			errs = append(errs, &os.PathError{Op: "stat", Path: path, Err: err})
+			continue
+		}
+		if fs.Type != unix.CGROUP2_SUPER_MAGIC {
+			errs = append(errs, fmt.Errorf("%s is in no cgroup v2 file system", path))
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		return st.Ino, nil
+	}
+	return 0, errors.Join(errs...)
+}
+
+// outputFlags say how trace and replay show things.
+type outputFlags struct {
+	format, names, color string
+	events               bool
+	count                int
+	utc                  bool
+}
+
+func (o *outputFlags) register(cmd *cobra.Command) {
+	fs := cmd.Flags()
+	fs.StringVarP(&o.format, "output", "o", "text", "`FORMAT`: text, wide, or json (one object a line)")
+	fs.StringVar(&o.names, "names", "kernel", "spell states like `SYSTEM`: kernel, ss, rfc, bsd, windows, solaris, otel")
+	fs.StringVar(&o.color, "color", "auto", "`WHEN` to use colours: auto, always, never")
+	fs.BoolVar(&o.events, "events", false, "show every change of state, not finished connections")
+	fs.IntVar(&o.count, "count", 0, "end after showing `N`")
+	fs.BoolVar(&o.utc, "utc", false, "show times in UTC")
+}
+
+func (o *outputFlags) parse(host render.Host, out any) (render.Options, error) {
+	opts := render.Options{Host: host}
+	var err error
+	if opts.Format, err = render.ParseFormat(o.format); err != nil {
+		return opts, usagef("--output: %w", err)
+	}
+	if opts.Names, err = event.ParseNaming(o.names); err != nil {
+		return opts, usagef("--names: %w", err)
+	}
+	if o.count < 0 {
+		return opts, usagef("--count %d: a number of at least 1", o.count)
+	}
+	if o.utc {
+		opts.Location = time.UTC
+	}
+	switch o.color {
+	case "always":
+		opts.Color = true
+	case "never":
+	case "auto":
+		f, isFile := out.(*os.File)
+		opts.Color = isFile && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	default:
+		return opts, usagef("--color %q: one of auto, always, never", o.color)
+	}
+	return opts, nil
+}

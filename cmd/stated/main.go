@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command stated tells the truth about every TCP connection of a Linux host.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stated-tcp/stated/pkg/probe"
+)
+
+// Exit codes, beside 0 and a child's own.
+const (
+	exitFailed   = 1
+	exitUsage    = 2
+	exitUnusable = 3 // the kernel or the privileges do not allow it
+)
+
+// usageError is a mistake on the command line.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	if len(args) > 2 && args[0] == heldExec {
+		return execHeld(args[1], args[2:])
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	// A closed pipe is the end of the work, told by the write, not by a signal.
+	signal.Ignore(syscall.SIGPIPE)
+	root := newRoot()
+	root.SetArgs(args)
+	return code(root.ExecuteContext(ctx))
+}
+
+// code reports err and maps it to the exit code.
+func code(err error) int {
+	var child *exec.ExitError
+	var unusable *probe.UnusableError
+	var usage usageError
+	switch {
+	case err == nil, errors.Is(err, syscall.EPIPE):
+		return 0
+	case errors.As(err, &child):
+		if status, ok := child.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+			return 128 + int(status.Signal())
+		}
+		return child.ExitCode()
+	}
+	fmt.Fprintf(os.Stderr, "stated: %v\n", err)
+	switch {
+	case errors.As(err, &unusable):
+		return exitUnusable
+	case errors.As(err, &usage):
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "stated",
+		Short: "Tell the truth about every TCP connection of this host",
+		Long: `stated watches every TCP connection of this host through the kernel's own
+state changes: which state each is in, since when, who owns it, how it ended.
+
+Most of it needs root, or CAP_BPF and CAP_PERFMON; 'stated check' says what
+this kernel allows. 'stated explain' needs nothing.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w (see '%s --help')", err, cmd.CommandPath())}
+	})
+	root.AddCommand(newTrace(), newRecord(), newReplay(), newExplain(), newCheck(), newVersion())
+	for _, cmd := range append(root.Commands(), root) {
+		args := cmd.Args
+		if args == nil {
+			args = cobra.NoArgs
+		}
+		cmd.Args = func(cmd *cobra.Command, a []string) error {
+			if err := args(cmd, a); err != nil {
+				return usageError{fmt.Errorf("%w (see '%s --help')", err, cmd.CommandPath())}
+			}
+			return nil
+		}
+	}
+	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	return root
+}

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/stated-tcp/stated/pkg/agent"
+	"github.com/stated-tcp/stated/pkg/filter"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/probe"
+	"github.com/stated-tcp/stated/pkg/recording"
+	"github.com/stated-tcp/stated/pkg/render"
+)
+
+// live are the flags of commands that watch the kernel.
+type live struct {
+	filter   filterFlags
+	span     time.Duration
+	maxConns int
+	ring     uint32
+	classic  bool
+	noStore  bool
+}
+
+func (l *live) register(cmd *cobra.Command) {
+	l.filter.register(cmd)
+	fs := cmd.Flags()
+	fs.DurationVar(&l.span, "for", 0, "end after this `TIME`")
+	fs.IntVar(&l.maxConns, "max-connections", 1<<18, "keep at most `N` connections in memory")
+	fs.Uint32Var(&l.ring, "ring-bytes", 8<<20, "size of the kernel's event buffer, a power of two")
+	fs.BoolVar(&l.classic, "classic", false, "use the classic tracepoint: states and addresses only")
+	fs.BoolVar(&l.noStore, "no-socket-storage", false, "work as on kernels before 5.12")
+	fs.MarkHidden("no-socket-storage")
+}
+
+func newTrace() *cobra.Command {
+	var l live
+	var o outputFlags
+	var existing bool
+	var record string
+	cmd := &cobra.Command{
+		Use:   "trace [flags] [-- COMMAND ARGS...]",
+		Short: "Show connections as they end, or each change of state",
+		Long: `trace shows each TCP connection of this host, in all network namespaces, when
+it ends: who owned it, how long it was in each state, how it ended. --events
+shows each change of state as it happens.
+
+With a command, trace runs it, follows it and its children alone, and ends
+with its exit code.
+
+Marks: ~ inferred, ≥ at least (it began before stated), ? after a process: it
+has the descriptor or owns the listener, but was not seen to get the
+connection; … it goes on.`,
+		Example: `  sudo stated trace
+  sudo stated trace --events --port 443
+  sudo stated trace --state CLOSE_WAIT --min-duration 30s
+  sudo stated trace -o json | jq .
+  sudo stated trace -- curl -s https://example.com`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 && cmd.ArgsLenAtDash() != 0 {
+				return usagef("%q is no flag: a command to run stands behind --", args[0])
+			}
+			return l.run(cmd, args, &o, existing, record)
+		},
+	}
+	l.register(cmd)
+	o.register(cmd)
+	cmd.Flags().BoolVar(&existing, "existing", false, "first list the sockets that are there")
+	cmd.Flags().StringVar(&record, "record", "", "also record all events to `FILE`")
+	return cmd
+}
+
+func newRecord() *cobra.Command {
+	var l live
+	cmd := &cobra.Command{
+		Use:   "record [flags] FILE",
+		Short: "Record all events, for replay",
+		Long: `record writes every event to FILE, which must not exist. 'stated replay FILE'
+shows what trace would have shown; 'zstd -dc FILE' prints the events as JSON.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return l.run(cmd, nil, nil, false, args[0]) },
+	}
+	l.register(cmd)
+	return cmd
+}
+
+// run watches the kernel: open the probe, drive its events through the table to
+// the screen and the recording, say on stderr what was seen. o is nil where
+// nothing is shown.
+func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existing bool, record string) error {
+	want, err := l.filter.parse()
+	if err != nil {
+		return err
+	}
+	if l.maxConns < 1 {
+		return usagef("--max-connections %d: a number of at least 1", l.maxConns)
+	}
+	host := thisHost()
+	trace := &agent.Trace{Filter: want, Existing: existing}
+	if o != nil {
+		opts, err := o.parse(host, cmd.OutOrStdout())
+		if err != nil {
+			return err
+		}
+		trace.Out = render.New(cmd.OutOrStdout(), opts)
+		trace.Events, trace.Count = o.events, o.count
+	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	var child *heldChild
+	if len(command) > 0 {
+		if child, err = startHeld(command); err != nil {
+			return err
+		}
+		defer child.abandon()
+		want.PIDs, want.Tree = append(want.PIDs, uint32(child.pid())), true
+	}
+	p, err := probe.Open(probe.Options{Filter: want.Filter, RingBytes: l.ring, Classic: l.classic, NoStorage: l.noStore})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	options := tableOptions(p)
+	options.MaxConns = l.maxConns
+	loop := &agent.Loop{Source: p, Now: probe.Now}
+	if record != "" {
+		if loop.Record, err = recording.Create(record, header(host, options)); err != nil {
+			return err
+		}
+	}
+	if trace.Out == nil {
+		trace.Out = render.New(discard{}, render.Options{})
+	}
+	loop.Consumer = trace
+	loop.Table = lifecycle.New(trace, options)
+	for _, h := range p.Hooks() {
+		if h.Err != nil && h.Tier == probe.TierCore {
+			fmt.Fprintf(cmd.ErrOrStderr(), "stated: states and addresses only: %s (see 'stated check')\n", firstLine(h.Err))
+		}
+	}
+	if l.span > 0 {
+		ctx, cancel = context.WithTimeout(ctx, l.span)
+		defer cancel()
+	}
+	childDone := make(chan error, 1)
+	if child != nil {
+		child.release()
+		go func() {
+			err := child.wait()
+			time.Sleep(100 * time.Millisecond) // its last events are on their way
+			cancel()
+			childDone <- err
+		}()
+	} else {
+		fmt.Fprintln(cmd.ErrOrStderr(), "stated: watching, Ctrl-C ends")
+	}
+	snapshot := make(chan error, 1)
+	go func() { snapshot <- p.Snapshot() }()
+	err = loop.Run(ctx)
+	if loop.Record != nil {
+		err = errors.Join(err, loop.Record.Close())
+	}
+	report(cmd, p, loop, trace, snapshot)
+	if child != nil && err == nil {
+		err = <-childDone
+	}
+	return err
+}
+
+// report is the last word, on stderr.
+func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.Trace, snapshot <-chan error) {
+	w := cmd.ErrOrStderr()
+	select {
+	case err := <-snapshot:
+		if err != nil {
+			fmt.Fprintf(w, "stated: not all sockets that were there before could be listed: %s\n", firstLine(err))
+		}
+	default:
+	}
+	stats := loop.Table.Stats()
+	if kernel, err := p.Stats(); err == nil {
+		stats.Lost = max(stats.Lost, kernel.Lost)
+		if kernel.StorageFailed > 0 {
+			fmt.Fprintf(w, "stated: the kernel had no memory to remember %d sockets; their owners may be missing\n", kernel.StorageFailed)
+		}
+	}
+	render.Summary(w, stats, trace.Filtered, &trace.Slow)
+}
+
+func newReplay() *cobra.Command {
+	var f filterFlags
+	var o outputFlags
+	cmd := &cobra.Command{
+		Use:   "replay [flags] FILE",
+		Short: "Show a recording as trace would have shown it",
+		Long: `replay reads what 'stated record' or 'stated trace --record' wrote, - being
+standard input, and shows what trace showed then. It needs no privilege.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			want, err := f.parse()
+			if err != nil {
+				return err
+			}
+			return replay(cmd, args[0], want, &o)
+		},
+	}
+	f.register(cmd)
+	o.register(cmd)
+	return cmd
+}
+
+func replay(cmd *cobra.Command, path string, want *filter.Filter, o *outputFlags) error {
+	in := cmd.InOrStdin()
+	if path != "-" {
+		file, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("open the recording: %w", err)
+		}
+		defer file.Close()
+		in = file
+	}
+	rec, err := recording.NewReader(in)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	h := rec.Header()
+	opts, err := o.parse(render.Host{RunID: h.RunID, BootID: h.BootID, Name: h.Host, ID: h.HostID, Version: h.Version}, cmd.OutOrStdout())
+	if err != nil {
+		return err
+	}
+	trace := &agent.Trace{Out: render.New(cmd.OutOrStdout(), opts), Filter: want, Events: o.events, Count: o.count}
+	table := lifecycle.New(trace, lifecycle.Options{NoDestroy: h.NoDestroy, NoResets: h.NoResets})
+	err = (&agent.Loop{Source: rec, Table: table, Consumer: trace}).Run(cmd.Context())
+	if d := rec.Damage(); d != (recording.Damage{}) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "stated: the recording is damaged: %d bad blocks, %d events lost, %d bytes cut off at the end\n",
+			d.BadBlocks, d.LostEvents, d.TornBytes)
+	}
+	render.Summary(cmd.ErrOrStderr(), table.Stats(), trace.Filtered, &trace.Slow)
+	return err
+}
+
+// tableOptions is what the table must know of the probe's blind spots.
+func tableOptions(p *probe.Probe) (o lifecycle.Options) {
+	for _, h := range p.Hooks() {
+		switch {
+		case h.Err == nil:
+		case strings.HasSuffix(h.Name, "tcp_destroy_sock"):
+			o.NoDestroy = true
+		case strings.HasSuffix(h.Name, "tcp_receive_reset"):
+			o.NoResets = true
+		}
+	}
+	return o
+}
+
+func header(h render.Host, o lifecycle.Options) recording.Header {
+	return recording.Header{RunID: h.RunID, BootID: h.BootID, Host: h.Name, HostID: h.ID, Version: h.Version,
+		Kernel: kernelRelease(), NoDestroy: o.NoDestroy, NoResets: o.NoResets}
+}
+
+func thisHost() render.Host {
+	read := func(path string) string {
+		text, _ := os.ReadFile(path) // absent is unknown
+		return string(bytes.TrimSpace(text))
+	}
+	name, _ := os.Hostname()
+	h := render.Host{Name: name, ID: read("/etc/machine-id"), BootID: read("/proc/sys/kernel/random/boot_id"), Version: buildVersion()}
+	if id, err := uuid.NewV7(); err == nil {
+		h.RunID = id.String()
+	}
+	return h
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+func firstLine(err error) string {
+	s, _, _ := strings.Cut(err.Error(), "\n")
+	return s
+}
+
+// discard is where nothing is shown.
+type discard struct{}
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }

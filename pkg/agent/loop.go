@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent joins the rooms: it drives events from a source through the
+// table of connections to who wants to know. Every command is an end of this
+// one loop.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/recording"
+)
+
+// Source gives events one by one: a probe, or a recording. Read returns
+// event.ErrIdle when nothing happened for a while, io.EOF or os.ErrClosed at
+// the end.
+type Source interface {
+	Read(*event.Event) error
+}
+
+// Consumer is told of connections, and of the stream they are made of.
+type Consumer interface {
+	lifecycle.Observer
+	// Event sees each event before it is applied.
+	Event(e *event.Event)
+	// Idle is called when no event waits, and at the end: flush. An error ends
+	// the loop; ErrDone ends it without one.
+	Idle() error
+}
+
+// ErrDone is returned by a consumer that has seen enough.
+var ErrDone = errors.New("done")
+
+// Loop drives events from Source to Consumer.
+type Loop struct {
+	Source   Source
+	Table    *lifecycle.Table
+	Consumer Consumer
+	Record   *recording.Writer         // gets every event, may be nil
+	Now      func() (boot, wall int64) // nil for a recording: its clock events are in it
+}
+
+// clockEvery is how often time passes when nothing else happens, and how often
+// the wall clock is compared.
+const clockEvery = 1e9
+
+// Run returns when ctx is done, the source ends, or the consumer has enough.
+// Everything that was read is applied, recorded and flushed by then.
+func (l *Loop) Run(ctx context.Context) error {
+	err := l.run(ctx)
+	l.Table.Flush()
+	if idleErr := l.Consumer.Idle(); err == nil && !errors.Is(idleErr, ErrDone) {
+		err = idleErr
+	}
+	if l.Record != nil {
+		err = errors.Join(err, l.Record.Flush())
+	}
+	return err
+}
+
+func (l *Loop) run(ctx context.Context) error {
+	var e event.Event
+	var lastClock int64
+	if l.Now != nil {
+		var err error
+		if lastClock, err = l.clock(); err != nil {
+			return err
+		}
+	}
+	for n := 0; ; n++ {
+		err := l.Source.Read(&e)
+		switch {
+		case err == nil:
+			if err := l.feed(&e); err != nil {
+				return err
+			}
+			if n%1024 != 0 {
+				continue
+			}
+		case errors.Is(err, io.EOF), errors.Is(err, os.ErrClosed):
+			return nil
+		case !errors.Is(err, event.ErrIdle):
+			return err
+		}
+		if l.Now != nil {
+			if boot, _ := l.Now(); l.Table.Pending() || boot-lastClock > clockEvery {
+				if lastClock, err = l.clock(); err != nil {
+					return err
+				}
+			}
+		}
+		if err := l.Consumer.Idle(); err != nil {
+			if errors.Is(err, ErrDone) {
+				return nil
+			}
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+func (l *Loop) clock() (int64, error) {
+	boot, wall := l.Now()
+	return boot, l.feed(&event.Event{Kind: event.KindClock, Time: boot, Wall: wall})
+}
+
+func (l *Loop) feed(e *event.Event) error {
+	if l.Record != nil {
+		if err := l.Record.Append(e); err != nil {
+			return fmt.Errorf("%w (stated stops, so that nothing goes unrecorded)", err)
+		}
+	}
+	l.Consumer.Event(e)
+	l.Table.Apply(e)
+	return nil
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"bytes"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/filter"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/render"
+)
+
+// Trace is the consumer that shows connections as they end, or each change of
+// state.
+type Trace struct {
+	Out      *render.Writer
+	Filter   *filter.Filter
+	Events   bool // show changes of state, not finished connections
+	Existing bool // show the sockets that were there before
+	Count    int  // have enough after that many; 0: never
+	Slow     render.Slow
+	Shown    int
+	Filtered uint64 // connections that the filter did not want
+
+	// held is what was rendered of connections of which the filter cannot tell
+	// yet whether they are wanted. Deleted when it can, or at their end.
+	held map[*lifecycle.Conn]*heldBack
+}
+
+type heldBack struct {
+	text  bytes.Buffer
+	lines int
+}
+
+// maxHeld bounds what is kept for a connection that nobody can place: no
+// lifecycle has more changes of state.
+const maxHeld = 32
+
+// Event keeps the clock, and shows losses in their place.
+func (t *Trace) Event(e *event.Event) {
+	switch e.Kind {
+	case event.KindClock:
+		t.Out.SetClock(e.Time, e.Wall)
+	case event.KindLost:
+		t.Out.Lost(e)
+	}
+}
+
+func (t *Trace) enough() bool { return t.Count > 0 && t.Shown >= t.Count }
+
+// Transition implements lifecycle.Observer.
+func (t *Trace) Transition(c *lifecycle.Conn, e *event.Event) {
+	if e.Kind != event.KindState {
+		if t.Existing && t.Filter.Conn(c) != filter.No {
+			t.show(func() { t.Out.Transition(c, e) })
+		}
+		return
+	}
+	if !t.Events {
+		return
+	}
+	verdict := t.Filter.Conn(c)
+	if held := t.held[c]; held != nil && verdict != filter.Open {
+		delete(t.held, c)
+		if verdict == filter.Yes {
+			t.Shown += held.lines
+			t.Out.Raw(held.text.Bytes())
+		}
+	}
+	if verdict == filter.No || !t.Filter.Transition(c, e) {
+		return
+	}
+	if verdict == filter.Yes {
+		t.show(func() { t.Out.Transition(c, e) })
+		return
+	}
+	if t.held == nil {
+		t.held = make(map[*lifecycle.Conn]*heldBack)
+	}
+	held := t.held[c]
+	if held == nil {
+		held = new(heldBack)
+		t.held[c] = held
+	}
+	if held.lines < maxHeld {
+		held.lines++
+		held.text.Write(t.Out.Capture(func() { t.Out.Transition(c, e) }))
+	}
+}
+
+// Finished implements lifecycle.Observer.
+func (t *Trace) Finished(c *lifecycle.Conn) {
+	delete(t.held, c)
+	if !t.Filter.Finished(c) {
+		t.Filtered++
+		return
+	}
+	t.Slow.Finished(c)
+	if !t.Events {
+		t.show(func() { t.Out.Finished(c) })
+	}
+}
+
+func (t *Trace) show(f func()) {
+	if t.enough() {
+		return
+	}
+	t.Shown++
+	f()
+}
+
+// Idle flushes.
+func (t *Trace) Idle() error {
+	if err := t.Out.Flush(); err != nil {
+		return err
+	}
+	if t.enough() {
+		return ErrDone
+	}
+	return nil
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package filter decides which connections are wanted, exactly and for whole
+// connections. The kernel side has the same conditions, but only withholds
+// what it is sure of.
+package filter
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+// Verdict is what can be said of a connection so far.
+type Verdict uint8
+
+// Verdicts.
+const (
+	Open Verdict = iota // a fact that is asked for is not known yet
+	Yes
+	No
+)
+
+// Filter is event.Filter with conditions on the whole connection.
+type Filter struct {
+	event.Filter
+	States      event.StateSet   // it was in one of them; 0 any
+	MinDuration time.Duration    // it lasted at least that long
+	Roles       []lifecycle.Role // nil any
+}
+
+// Conn decides by what the connection is: its addresses, its place, its owner.
+func (f *Filter) Conn(c *lifecycle.Conn) Verdict {
+	verdict := Yes
+	for _, v := range [...]Verdict{f.place(c), f.ports(c), f.addrs(c), f.owner(c), f.role(c)} {
+		switch v {
+		case No:
+			return No
+		case Open:
+			verdict = Open
+		}
+	}
+	return verdict
+}
+
+// Finished decides finally: what never became known does not match.
+func (f *Filter) Finished(c *lifecycle.Conn) bool {
+	if f.Conn(c) != Yes {
+		return false
+	}
+	start, _ := c.Start()
+	if time.Duration(c.End-start) < f.MinDuration || f.MinDuration > 0 && start == 0 {
+		return false
+	}
+	if f.States == 0 {
+		return true
+	}
+	return f.States.Has(c.Lingers) || f.States.Has(event.StateClose) ||
+		slices.ContainsFunc(c.Spans, func(s lifecycle.Span) bool { return f.States.Has(s.State) })
+}
+
+// Transition decides whether one change of state is wanted, of a connection
+// that is: one into or out of the states, after the duration.
+func (f *Filter) Transition(c *lifecycle.Conn, e *event.Event) bool {
+	if f.States != 0 && !f.States.Has(e.New) && !f.States.Has(e.Old) {
+		return false
+	}
+	if f.MinDuration == 0 {
+		return true
+	}
+	i := len(c.Spans) - 2
+	if c.End != 0 {
+		i++
+	}
+	return i >= 0 && c.Spans[i].Start != 0 && time.Duration(e.Time-c.Spans[i].Start) >= f.MinDuration
+}
+
+func of(ok bool) Verdict {
+	if ok {
+		return Yes
+	}
+	return No
+}
+
+// place knows the cgroup only by number, and not what is below it: the kernel
+// side walked up from it, and what it let through is below.
+func (f *Filter) place(c *lifecycle.Conn) Verdict {
+	return of((f.Netns == 0 || f.Netns == c.Netns) && (f.Cgroup == 0 || c.Cgroup != 0))
+}
+
+func (f *Filter) ports(c *lifecycle.Conn) Verdict {
+	local, peer := c.Local.Port(), c.Peer.Port()
+	listener := c.Role == lifecycle.RoleListener
+	known := local != 0 && (peer != 0 || listener)
+	switch {
+	case len(f.Ports) > 0 && !slices.Contains(f.Ports, local) && !slices.Contains(f.Ports, peer),
+		len(f.Local) > 0 && !slices.Contains(f.Local, local),
+		len(f.Remote) > 0 && !slices.Contains(f.Remote, peer):
+		if known {
+			return No
+		}
+		return Open
+	}
+	return Yes
+}
+
+func (f *Filter) addrs(c *lifecycle.Conn) Verdict {
+	if f.Family == 0 && len(f.Addrs) == 0 {
+		return Yes
+	}
+	if !c.Local.IsValid() {
+		return Open
+	}
+	addr := c.Peer.Addr()
+	if !addr.IsValid() {
+		addr = c.Local.Addr()
+	}
+	if f.Family != 0 && addr.Is4() != (f.Family == 4) {
+		return No
+	}
+	return of(len(f.Addrs) == 0 || slices.ContainsFunc(f.Addrs, func(p netip.Prefix) bool {
+		return p.Contains(c.Local.Addr()) || p.Contains(c.Peer.Addr())
+	}))
+}
+
+func (f *Filter) owner(c *lifecycle.Conn) Verdict {
+	if len(f.PIDs) == 0 && len(f.Comms) == 0 {
+		return Yes
+	}
+	settled := c.Owner.Source == event.OwnerConnect || c.Owner.Source == event.OwnerListen || c.Owner.Source == event.OwnerAccept
+	if f.Tree && settled {
+		return Yes // the kernel side knows the children, and let it through
+	}
+	if (len(f.PIDs) == 0 || slices.Contains(f.PIDs, c.Owner.PID)) &&
+		(len(f.Comms) == 0 || slices.ContainsFunc(f.Comms, func(s string) bool { return event.MakeComm(s) == c.Owner.Comm })) {
+		return Yes
+	}
+	if settled {
+		return No
+	}
+	return Open
+}
+
+func (f *Filter) role(c *lifecycle.Conn) Verdict {
+	if len(f.Roles) == 0 || slices.Contains(f.Roles, c.Role) {
+		return Yes
+	}
+	if c.Role == lifecycle.RoleUnknown && c.End == 0 {
+		return Open
+	}
+	return No
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package render shows connections: as text for people, as one JSON object a
+// line for machines. Both are made of the same lifecycle.Conn.
+package render
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+// Format is how connections are shown.
+type Format uint8
+
+// Formats.
+const (
+	FormatText Format = iota // at most two lines and 100 columns
+	FormatWide               // one line with everything
+	FormatJSON               // one object a line
+)
+
+// ParseFormat reads a format's name.
+func ParseFormat(s string) (Format, error) {
+	switch s {
+	case "text":
+		return FormatText, nil
+	case "wide":
+		return FormatWide, nil
+	case "json":
+		return FormatJSON, nil
+	}
+	return FormatText, fmt.Errorf("unknown output format %q: one of text, wide, json", s)
+}
+
+// Host is what JSON records say of where they come from. A replay takes it from
+// the recording.
+type Host struct {
+	RunID   string
+	BootID  string
+	Name    string
+	ID      string
+	Version string
+}
+
+// Options for New. The zero value is text in local time without colour.
+type Options struct {
+	Format   Format
+	Names    event.Naming // of states, in text
+	Color    bool
+	Location *time.Location // of times in text; nil: local
+	Host     Host
+}
+
+// Writer writes connections. It buffers: call Flush when nothing more is at
+// hand. The first failed write is kept and returned by Flush; what comes after
+// is dropped. It is not safe for concurrent use.
+type Writer struct {
+	w        io.Writer
+	opts     Options
+	buf      []byte
+	err      error
+	offset   int64 // wall clock minus time since boot
+	seq      uint64
+	resource []byte // the part of a JSON record that never changes
+	second   int64  // of stamp
+	stamp    []byte
+	line     []byte
+	held     []byte
+}
+
+const bufferSize = 64 << 10
+
+// New makes a Writer on w.
+func New(w io.Writer, o Options) *Writer {
+	if o.Location == nil {
+		o.Location = time.Local
+	}
+	r := &Writer{w: w, opts: o, buf: make([]byte, 0, bufferSize+8192), second: -1}
+	r.resource = resourceOf(o.Host)
+	return r
+}
+
+// SetClock says which wall clock time a time since boot was, both in
+// nanoseconds. All times that follow are shown by it.
+func (r *Writer) SetClock(boot, wall int64) { r.offset = wall - boot }
+
+// Flush writes what is buffered and returns the first error of any write.
+func (r *Writer) Flush() error {
+	if r.err == nil && len(r.buf) > 0 {
+		if _, err := r.w.Write(r.buf); err != nil {
+			r.err = err
+		}
+	}
+	r.buf = r.buf[:0]
+	return r.err
+}
+
+// Capture returns what f renders instead of writing it, until the next call of
+// any method.
+func (r *Writer) Capture(f func()) []byte {
+	saved := r.buf
+	r.buf = r.held[:0]
+	f()
+	r.held, r.buf = r.buf, saved
+	return r.held
+}
+
+// Raw writes what Capture returned.
+func (r *Writer) Raw(text []byte) {
+	r.buf = append(r.buf, text...)
+	r.full()
+}
+
+func (r *Writer) full() {
+	if len(r.buf) >= bufferSize {
+		r.Flush()
+	}
+}
+
+// Transition shows a change of state.
+func (r *Writer) Transition(c *lifecycle.Conn, e *event.Event) {
+	if r.opts.Format == FormatJSON {
+		r.jsonTransition(c, e)
+	} else {
+		r.textTransition(c, e)
+	}
+	r.full()
+}
+
+// Finished shows a connection that ended.
+func (r *Writer) Finished(c *lifecycle.Conn) {
+	switch r.opts.Format {
+	case FormatJSON:
+		r.jsonConn(c)
+	case FormatWide:
+		r.wideConn(c)
+	default:
+		r.textConn(c)
+	}
+	r.full()
+}
+
+// Lost shows that events are missing here.
+func (r *Writer) Lost(e *event.Event) {
+	if r.opts.Format == FormatJSON {
+		r.jsonLost(e)
+	} else {
+		r.buf = fmt.Appendf(r.buf, "%s  -- %d events lost: the kernel's buffer was full --\n", r.clock(e.Time), e.Count)
+	}
+	r.full()
+}
+
+// clock is a time of day in text.
+func (r *Writer) clock(boot int64) string {
+	return time.Unix(0, boot+r.offset).In(r.opts.Location).Format("15:04:05.000")
+}
+
+// phrases say an outcome to a person. %s is who did it, where that is known.
+var phrases = [lifecycle.NumOutcomes]string{
+	lifecycle.OutcomeOpen:                "open",
+	lifecycle.OutcomeUnknown:             "end unknown",
+	lifecycle.OutcomeRefused:             "refused",
+	lifecycle.OutcomeUnreachable:         "unreachable",
+	lifecycle.OutcomeConnectTimeout:      "connect timed out",
+	lifecycle.OutcomeConnectCancelled:    "connect cancelled by us",
+	lifecycle.OutcomeNoLocalPort:         "no free local port",
+	lifecycle.OutcomeResetByPeer:         "reset by peer",
+	lifecycle.OutcomeResetUnreadData:     "reset by us: unread data",
+	lifecycle.OutcomeResetLinger:         "reset by us: linger 0 or disconnect",
+	lifecycle.OutcomeResetDataAfterClose: "reset by us: data came after close",
+	lifecycle.OutcomeResetListenerClosed: "never accepted: listener closed",
+	lifecycle.OutcomeResetKeepalive:      "reset by us: keep-alive unanswered",
+	lifecycle.OutcomeResetProtocol:       "reset by us: protocol",
+	lifecycle.OutcomeTimedOut:            "timed out",
+	lifecycle.OutcomeKilled:              "killed",
+	lifecycle.OutcomeHandshakeFailed:     "handshake failed",
+	lifecycle.OutcomeListenEnded:         "stopped listening",
+}
+
+// Normal reports whether an outcome is what one hopes for.
+func Normal(o lifecycle.Outcome) bool {
+	return o == lifecycle.OutcomeClosed || o == lifecycle.OutcomeListenEnded || o == lifecycle.OutcomeOpen
+}
+
+// appendOutcome adds how the connection ended, in words.
+func appendOutcome(b []byte, c *lifecycle.Conn) []byte {
+	if c.Outcome == lifecycle.OutcomeClosed {
+		switch c.Initiator {
+		case lifecycle.InitiatorLocal:
+			return append(b, "closed by us"...)
+		case lifecycle.InitiatorPeer:
+			return append(b, "closed by peer"...)
+		case lifecycle.InitiatorBoth:
+			return append(b, "closed by both at once"...)
+		}
+		return append(b, "closed"...)
+	}
+	b = append(b, phrases[c.Outcome]...)
+	switch c.Outcome {
+	case lifecycle.OutcomeKilled:
+		b = append(b, " by "...)
+		b = appendTask(b, &c.Closer)
+	case lifecycle.OutcomeUnknown:
+		b = append(b, ": "...)
+		b = append(b, c.Why...)
+	case lifecycle.OutcomeUnreachable:
+		b = append(b, ": "...)
+		b = append(b, errnoText(c.Err)...)
+	case lifecycle.OutcomeTimedOut:
+		if c.Err != etimedout {
+			b = append(b, ", last error: "...)
+			b = append(b, errnoText(c.Err)...)
+		}
+	}
+	return b
+}
+
+// appendTask adds name[pid], or - for nobody.
+func appendTask(b []byte, t *event.Task) []byte {
+	if t.IsZero() {
+		return append(b, '-')
+	}
+	b = EscapeText(b, t.Comm.Bytes())
+	b = append(b, '[')
+	b = appendInt(b, int64(t.PID))
+	return append(b, ']')
+}
+
+// Summary writes what a run saw, for a person, in a few lines.
+func Summary(w io.Writer, s lifecycle.Stats, filtered uint64, slow *Slow) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d events, %d lost by the kernel", s.Events, s.Lost)
+	if filtered > 0 {
+		fmt.Fprintf(&b, ", %d filtered", filtered)
+	}
+	if s.Gaps > 0 {
+		fmt.Fprintf(&b, "; %d connections with a gap", s.Gaps)
+	}
+	if s.Evicted > 0 {
+		fmt.Fprintf(&b, "; %d connections given up: the table was full", s.Evicted)
+	}
+	fmt.Fprintf(&b, "\nconnections: %d still open", s.Open)
+	if s.Held > 0 {
+		fmt.Fprintf(&b, ", %d ended but not closed by their process", s.Held)
+	}
+	for o, n := range s.Outcomes {
+		if n > 0 {
+			fmt.Fprintf(&b, ", %d %s", n, strings.ReplaceAll(lifecycle.Outcome(o).String(), "_", " "))
+		}
+	}
+	b.WriteByte('\n')
+	slow.write(&b)
+	io.WriteString(w, b.String()) // stderr: nobody to tell when it fails
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"net/netip"
+	"strconv"
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+// Width is how many columns text uses at most.
+const Width = 100
+
+const etimedout = uint16(syscall.ETIMEDOUT)
+
+const (
+	styleBold  = "\x1b[1m"
+	styleDim   = "\x1b[2m"
+	styleRed   = "\x1b[31m"
+	styleReset = "\x1b[0m"
+)
+
+func (r *Writer) styled(style string, text []byte) {
+	if !r.opts.Color {
+		r.buf = append(r.buf, text...)
+		return
+	}
+	r.buf = append(r.buf, style...)
+	r.buf = append(r.buf, text...)
+	r.buf = append(r.buf, styleReset...)
+}
+
+// textConn shows a connection in two lines: who, where, how long and how it
+// ended; then the states. Where the first does not fit, the end goes to the
+// second.
+func (r *Writer) textConn(c *lifecycle.Conn) {
+	const indent = "              "
+	r.buf = append(r.buf, r.clock(c.End)...)
+	r.buf = append(r.buf, "  "...)
+	who := appendOwner(r.line[:0], c)
+	n := len(who)
+	who = appendTuple(append(who, "  "...), c)
+	start, known := c.Start()
+	if start != 0 {
+		who = append(who, "  "...)
+		if known == lifecycle.AtLeast {
+			who = append(who, "≥"...)
+		}
+		who = AppendDuration(who, c.End-start)
+	}
+	m := len(who)
+	who = appendOutcome(append(who, "  "...), c)
+	r.line = who
+	style := ""
+	if !Normal(c.Outcome) {
+		style = styleRed
+	}
+	used := 14 + utf8.RuneCount(who[:m])
+	split := used+utf8.RuneCount(who[m:]) > Width
+	r.styled(styleBold, who[:n])
+	r.buf = append(r.buf, who[n:m]...)
+	if split {
+		r.buf = append(r.buf, '\n')
+		r.buf = append(r.buf, indent...)
+		r.styled(style, who[m+2:])
+		r.buf = append(r.buf, '\n')
+		if utf8.RuneCount(who[m+2:]) > Width-40 {
+			return
+		}
+		r.buf = r.buf[:len(r.buf)-1]
+		r.buf = append(r.buf, "  "...)
+		used = len(indent) + utf8.RuneCount(who[m:])
+	} else {
+		r.styled(style, who[m:])
+		r.buf = append(r.buf, '\n')
+		r.buf = append(r.buf, indent...)
+		used = len(indent)
+	}
+	second := r.appendStates(r.line[:0], c)
+	second = cut(second, Width-used)
+	if facts := appendFacts(r.line[len(second):len(second)], c); used+utf8.RuneCount(second)+utf8.RuneCount(facts) <= Width {
+		second = append(second, facts...)
+	}
+	r.styled(styleDim, second)
+	r.buf = append(r.buf, '\n')
+	r.line = second[:0]
+}
+
+// cut ends text at n columns, with a mark.
+func cut(text []byte, n int) []byte {
+	if utf8.RuneCount(text) <= n {
+		return text
+	}
+	at := 0
+	for range max(n-1, 0) {
+		_, size := utf8.DecodeRune(text[at:])
+		at += size
+	}
+	return append(text[:at], "…"...)
+}
+
+// appendStates adds each state and its duration: ~ is inferred, ≥ at least.
+func (r *Writer) appendStates(b []byte, c *lifecycle.Conn) []byte {
+	for i, s := range c.Spans {
+		if i > 0 {
+			b = append(b, " · "...)
+		}
+		if s.Known == lifecycle.Inferred {
+			b = append(b, '~')
+		}
+		b = append(b, s.State.Name(r.opts.Names)...)
+		if s.Start == 0 {
+			b = append(b, " ?"...)
+			continue
+		}
+		b = append(b, ' ')
+		if s.Known == lifecycle.AtLeast {
+			b = append(b, "≥"...)
+		}
+		b = AppendDuration(b, c.SpanEnd(i, c.LastEvent)-s.Start)
+	}
+	if c.Lingers != event.StateNone {
+		b = append(b, " · "...)
+		if c.LingersKnown == lifecycle.Inferred {
+			b = append(b, '~')
+		}
+		b = append(b, c.Lingers.Name(r.opts.Names)...)
+		if c.Lingers == event.StateTimeWait {
+			b = append(b, " 60s"...) // TCP_TIMEWAIT_LEN, include/net/tcp.h
+		}
+		b = append(b, "…"...)
+	}
+	if c.Gap {
+		b = append(b, "  GAP: events were lost"...)
+	}
+	return b
+}
+
+// appendFacts adds bytes, round trip and retransmissions, where there were any.
+func appendFacts(b []byte, c *lifecycle.Conn) []byte {
+	if c.Role == lifecycle.RoleListener {
+		return b
+	}
+	if c.BytesSent != 0 || c.BytesReceived != 0 {
+		b = AppendBytes(append(b, "   ↑"...), c.BytesSent)
+		b = AppendBytes(append(b, " ↓"...), c.BytesReceived)
+	}
+	if c.SRTT != 0 {
+		b = AppendDuration(append(b, " rtt "...), int64(c.SRTT)*1000)
+	}
+	if c.Retransmits != 0 {
+		b = strconv.AppendUint(append(b, " retransmits "...), uint64(c.Retransmits), 10)
+	}
+	return b
+}
+
+// textTransition shows one change of state in one line.
+func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
+	r.buf = append(r.buf, r.clock(e.Time)...)
+	r.buf = append(r.buf, "  "...)
+	who := appendOwner(r.line[:0], c)
+	n := len(who)
+	who = appendTuple(append(who, "  "...), c)
+	who = append(who, "  "...)
+	switch {
+	case e.Kind != event.KindState:
+		who = append(who, "found in "...)
+		who = append(who, e.New.Name(r.opts.Names)...)
+	case e.Old == e.New:
+		who = append(who, e.New.Name(r.opts.Names)...)
+		who = append(who, " close() called"...)
+	default:
+		who = append(who, e.Old.Name(r.opts.Names)...)
+		if d, known, ok := previous(c); ok {
+			who = append(who, ' ')
+			if known == lifecycle.AtLeast {
+				who = append(who, "≥"...)
+			}
+			who = AppendDuration(who, d)
+		}
+		who = append(who, " → "...)
+		who = append(who, e.New.Name(r.opts.Names)...)
+	}
+	if e.New == event.StateCloseWait && c.Unread > 0 {
+		who = strconv.AppendUint(append(who, "  unread "...), uint64(c.Unread), 10)
+	}
+	if e.Err != 0 {
+		who = append(append(who, "  "...), errnoText(e.Err)...)
+	}
+	if r.opts.Format == FormatWide {
+		who = r.appendWide(who, c)
+	} else {
+		who = cut(who, Width-14)
+	}
+	r.line = who
+	r.styled(styleBold, who[:min(n, len(who))])
+	r.buf = append(r.buf, who[min(n, len(who)):]...)
+	r.buf = append(r.buf, '\n')
+}
+
+// previous returns how long the state before the present one lasted.
+func previous(c *lifecycle.Conn) (int64, lifecycle.Known, bool) {
+	i := len(c.Spans) - 2
+	if c.End != 0 {
+		i++
+	}
+	if i < 0 || c.Spans[i].Start == 0 {
+		return 0, lifecycle.Seen, false
+	}
+	return c.SpanEnd(i, c.LastEvent) - c.Spans[i].Start, c.Spans[i].Known, true
+}
+
+// wideConn shows a connection with all that is known, in one line.
+func (r *Writer) wideConn(c *lifecycle.Conn) {
+	r.buf = append(r.buf, r.clock(c.End)...)
+	b := appendOwner(append(r.line[:0], "  "...), c)
+	b = appendTuple(append(b, "  "...), c)
+	if start, known := c.Start(); start != 0 {
+		b = append(b, "  "...)
+		if known == lifecycle.AtLeast {
+			b = append(b, "≥"...)
+		}
+		b = AppendDuration(b, c.End-start)
+	}
+	b = appendOutcome(append(b, "  "...), c)
+	b = r.appendStates(append(b, "  "...), c)
+	b = appendFacts(b, c)
+	b = r.appendWide(b, c)
+	r.line = b
+	r.buf = append(append(r.buf, b...), '\n')
+}
+
+// appendWide adds identities; sk: is as ss -e prints it.
+func (r *Writer) appendWide(b []byte, c *lifecycle.Conn) []byte {
+	if !c.OwnID {
+		b = appendHex(append(b, "  sk:"...), uint64(c.Socket))
+	}
+	b = appendInt(append(b, " netns:"...), int64(c.Netns))
+	b = appendInt(append(b, " uid:"...), int64(c.UID))
+	if c.Cgroup != 0 {
+		b = appendInt(append(b, " cgroup:"...), int64(c.Cgroup))
+	}
+	b = append(append(b, " role:"...), c.Role.String()...)
+	b = append(append(b, " owner:"...), c.Owner.Source.String()...)
+	if !c.Closer.IsZero() && c.Closer != c.Owner.Task {
+		b = appendTask(append(b, " closer:"...), &c.Closer)
+	}
+	return b
+}
+
+// appendOwner adds the owner. Behind an owner that only owns the listener, or
+// that was seen with the descriptor but not getting it, stands a ?.
+func appendOwner(b []byte, c *lifecycle.Conn) []byte {
+	b = appendTask(b, &c.Owner.Task)
+	switch c.Owner.Source {
+	case event.OwnerListener, event.OwnerHolder, event.OwnerClose:
+		b = append(b, '?')
+	}
+	return b
+}
+
+// appendTuple adds both ends, the arrow pointing from who connected.
+func appendTuple(b []byte, c *lifecycle.Conn) []byte {
+	b = appendAddr(b, c.Local)
+	switch c.Role {
+	case lifecycle.RoleListener:
+		return b
+	case lifecycle.RoleClient:
+		b = append(b, " → "...)
+	case lifecycle.RoleServer:
+		b = append(b, " ← "...)
+	default:
+		b = append(b, " ↔ "...)
+	}
+	return appendAddr(b, c.Peer)
+}
+
+func appendAddr(b []byte, a netip.AddrPort) []byte {
+	if !a.IsValid() {
+		return append(b, '*')
+	}
+	if a.Port() != 0 {
+		return a.AppendTo(b)
+	}
+	if a.Addr().Is6() {
+		b = append(a.Addr().AppendTo(append(b, '[')), ']')
+	} else {
+		b = a.Addr().AppendTo(b)
+	}
+	return append(b, ":*"...)
+}
+
+func appendInt(b []byte, v int64) []byte { return strconv.AppendInt(b, v, 10) }
+
+// AppendDuration adds a duration in nanoseconds with three digits or so.
+func AppendDuration(b []byte, ns int64) []byte {
+	d := time.Duration(max(ns, 0))
+	switch {
+	case d < time.Microsecond:
+		return append(appendInt(b, int64(d)), "ns"...)
+	case d < time.Millisecond:
+		return append(appendInt(b, d.Microseconds()), "µs"...)
+	case d < 10*time.Millisecond:
+		return append(strconv.AppendFloat(b, float64(d)/1e6, 'f', 1, 64), "ms"...)
+	case d < time.Second:
+		return append(appendInt(b, d.Milliseconds()), "ms"...)
+	case d < 10*time.Second:
+		return append(strconv.AppendFloat(b, d.Truncate(10*time.Millisecond).Seconds(), 'f', 2, 64), 's')
+	case d < time.Minute:
+		return append(strconv.AppendFloat(b, d.Truncate(100*time.Millisecond).Seconds(), 'f', 1, 64), 's')
+	case d < time.Hour:
+		return appendPair(b, int64(d/time.Minute), 'm', int64(d%time.Minute/time.Second), 's')
+	case d < 24*time.Hour:
+		return appendPair(b, int64(d/time.Hour), 'h', int64(d%time.Hour/time.Minute), 'm')
+	}
+	return appendPair(b, int64(d/(24*time.Hour)), 'd', int64(d%(24*time.Hour)/time.Hour), 'h')
+}
+
+func appendPair(b []byte, big int64, bigUnit byte, small int64, smallUnit byte) []byte {
+	b = append(appendInt(b, big), bigUnit)
+	if small < 10 {
+		b = append(b, '0')
+	}
+	return append(appendInt(b, small), smallUnit)
+}
+
+// AppendBytes adds a count of bytes in powers of 1,000.
+func AppendBytes(b []byte, n uint64) []byte {
+	if n < 1000 {
+		return append(strconv.AppendUint(b, n, 10), 'B')
+	}
+	v, unit := float64(n), byte(0)
+	for _, u := range []byte("kMGTPE") {
+		if v < 999.5 {
+			break
+		}
+		v, unit = v/1000, u
+	}
+	prec := 0
+	if v < 9.95 {
+		prec = 1
+	}
+	return append(strconv.AppendFloat(b, v, 'f', prec, 64), unit, 'B')
+}
+
+// errnoText is an errno in the C library's words.
+func errnoText(errno uint16) string { return syscall.Errno(errno).Error() }
