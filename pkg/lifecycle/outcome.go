@@ -161,6 +161,7 @@ func (c *Conn) concludePartial(last event.State) {
 		c.Outcome = OutcomeClosed
 	case event.StateListen:
 		c.Outcome = OutcomeListenEnded
+		c.began(InitiatorLocal)
 	default:
 		c.Why = "the classic tracepoint does not tell errors"
 	}

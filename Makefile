@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+CLANG   ?= clang-19
+STRIP   ?= llvm-strip-19
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null)
+GOFLAGS_BUILD := -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+.PHONY: help build generate test test-kernel bench fuzz check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/stated, static; needs Go only
+	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o bin/stated ./cmd/stated
+
+generate: ## compile bpf/ anew; needs clang 19
+	cd pkg/probe && BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(STRIP) go generate .
+
+test: ## run all tests; those that need BPF skip unless run as root
+	go test -timeout 5m ./...
+
+KERNEL ?= all
+test-kernel: ## run the kernel tests in VMs: KERNEL=all, list, amd64-6.1, ...
+	.ci/kernels $(KERNEL)
+
+bench: build ## measure stated beside its peers, as root
+	.ci/bench
+
+FUZZTIME ?= 10s
+fuzz: ## fuzz every decoder for FUZZTIME
+	go test -fuzz FuzzParseStates -fuzztime $(FUZZTIME) ./pkg/event
+	go test -fuzz FuzzReader -fuzztime $(FUZZTIME) ./pkg/recording
+	go test -fuzz FuzzLine -fuzztime $(FUZZTIME) ./pkg/recording
+	go test -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./pkg/probe
+	go test -fuzz FuzzEscape -fuzztime $(FUZZTIME) ./pkg/render
+	go test -fuzz FuzzTable -fuzztime $(FUZZTIME) ./pkg/lifecycle
+
+check: generate ## what CI checks beside tests: format, vet on every target, generated files
+	@test -z "$$(gofmt -l cmd pkg)" || { gofmt -l cmd pkg; echo "run gofmt -w on these"; exit 1; }
+	go vet ./...
+	GOARCH=arm64 go vet ./...
+	GOARCH=s390x go vet ./...
+	go mod tidy -diff
+	git diff --exit-code -- pkg/probe || { echo "the generated files are not those of bpf/: commit them together"; exit 1; }
+
+clean: ## remove what was built
+	rm -rf bin build

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// imports is the architecture: what each package may import of ours and of
+// others. The standard library and golang.org/x are free.
+var imports = map[string][]string{
+	"pkg/event":     {},
+	"pkg/probe":     {"pkg/event", "github.com/cilium/ebpf"},
+	"pkg/lifecycle": {"pkg/event"},
+	"pkg/recording": {"pkg/event", "github.com/klauspost/compress"},
+	"pkg/explain":   {"pkg/event"},
+	"pkg/filter":    {"pkg/event", "pkg/lifecycle"},
+	"pkg/render":    {"pkg/event", "pkg/lifecycle"},
+	"pkg/agent":     {"pkg/event", "pkg/lifecycle", "pkg/filter", "pkg/render", "pkg/recording"},
+}
+
+func TestImports(t *testing.T) {
+	const module = "github.com/stated-tcp/stated/"
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, module+"pkg/...").Output()
+	if err != nil {
+		t.Skipf("go list: %v", err) // a test binary on a machine without the source
+	}
+	for line := range strings.Lines(string(out)) {
+		words := strings.Fields(line)
+		pkg := strings.TrimPrefix(words[0], module)
+		allowed, ok := imports[pkg]
+		if !ok {
+			t.Errorf("%s has no row in the table", pkg)
+		}
+		for _, path := range words[1:] {
+			first, _, _ := strings.Cut(path, "/")
+			if !strings.Contains(first, ".") || strings.HasPrefix(path, "golang.org/x/") {
+				continue
+			}
+			path = strings.TrimPrefix(path, module)
+			if !slices.ContainsFunc(allowed, func(a string) bool { return path == a || strings.HasPrefix(path, a+"/") && strings.Contains(a, ".") }) {
+				t.Errorf("%s imports %s", pkg, path)
+			}
+		}
+	}
+}
