@@ -12,14 +12,15 @@ import (
 // imports is the architecture: what each package may import of ours and of
 // others. The standard library and golang.org/x are free.
 var imports = map[string][]string{
-	"pkg/event":     {},
-	"pkg/probe":     {"pkg/event", "github.com/cilium/ebpf"},
-	"pkg/lifecycle": {"pkg/event"},
-	"pkg/recording": {"pkg/event", "github.com/klauspost/compress"},
-	"pkg/explain":   {"pkg/event"},
-	"pkg/filter":    {"pkg/event", "pkg/lifecycle"},
-	"pkg/render":    {"pkg/event", "pkg/lifecycle"},
-	"pkg/agent":     {"pkg/event", "pkg/lifecycle", "pkg/filter", "pkg/render", "pkg/recording"},
+	"pkg/event":             {},
+	"pkg/probe":             {"pkg/event", "github.com/cilium/ebpf"},
+	"pkg/lifecycle":         {"pkg/event"},
+	"pkg/recording":         {"pkg/event", "github.com/klauspost/compress"},
+	"pkg/explain":           {"pkg/event"},
+	"pkg/filter":            {"pkg/event", "pkg/lifecycle"},
+	"pkg/render":            {"pkg/event", "pkg/lifecycle"},
+	"pkg/kerneltest/vminit": {},
+	"pkg/agent":             {"pkg/event", "pkg/lifecycle", "pkg/filter", "pkg/render", "pkg/recording"},
 }
 
 func TestImports(t *testing.T) {
