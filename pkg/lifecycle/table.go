@@ -159,8 +159,12 @@ func (t *Table) state(e *event.Event) {
 		return
 	case c == nil:
 		c = t.open(e)
-	case c.held:
-		t.stats.Ignored++ // CLOSE -> CLOSE: destroyed, or aborted twice
+		if !birth {
+			c.Spans = append(c.Spans, Span{State: e.Old, Known: AtLeast})
+			c.State = e.Old
+		}
+	case c.End != 0:
+		t.stats.Ignored++ // CLOSE -> CLOSE: aborted twice
 		return
 	}
 	t.touch(c, e.Time)
@@ -175,26 +179,29 @@ func (t *Table) state(e *event.Event) {
 
 // step moves c from e.Old to e.New.
 func (t *Table) step(c *Conn, e *event.Event, birth bool) {
+	// Ring order is the order of events; the clocks of two CPUs may differ a little.
+	at := e.Time
+	if n := len(c.Spans); n > 0 {
+		at = max(at, c.Spans[n-1].Start)
+	}
 	switch {
 	case birth:
 		c.FromStart = true
-	case len(c.Spans) == 0:
-		c.Spans = append(c.Spans, Span{State: e.Old, Known: AtLeast})
 	case c.State != e.Old:
 		// What brought it from c.State to e.Old is lost.
 		t.gap(c)
-		c.Spans = append(c.Spans, Span{Start: e.Time, State: e.Old, Known: Inferred})
+		c.Spans = append(c.Spans, Span{Start: at, State: e.Old, Known: Inferred})
 	}
 	c.State = e.New
 	c.judge(e)
 	if e.New != event.StateClose {
-		c.Spans = append(c.Spans, Span{Start: e.Time, State: e.New})
+		c.Spans = append(c.Spans, Span{Start: at, State: e.New})
 		t.observer.Transition(c, e)
 		return
 	}
-	c.End = e.Time
+	c.End = at
 	c.held = !e.Flags.Has(event.FlagDead) && !t.opts.NoDestroy
-	c.settle = e.Time + settle
+	c.settle = at + settle
 	c.queued = true
 	t.settling = append(t.settling, c)
 	c.conclude(t.opts.NoResets)
@@ -215,7 +222,7 @@ func (t *Table) reborn(c *Conn, e *event.Event) *Conn {
 	if c.End == 0 {
 		t.gap(c)
 		c.Outcome, c.Why = OutcomeUnknown, "its end was lost"
-		c.End = e.Time
+		c.End = max(e.Time, c.Spans[len(c.Spans)-1].Start)
 	}
 	t.finish(c)
 	t.remove(c)

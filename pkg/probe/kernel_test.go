@@ -213,6 +213,17 @@ func (s *space) pair(protocol int) (client, server int) {
 	return client, server
 }
 
+// full is the address of a listener whose queue is full: the next SYN is dropped.
+func (s *space) full() unix.Sockaddr {
+	l, at := s.listen(local4(), 0, 0)
+	s.connect(at, 0)
+	// of a listener, Unacked is the length of the queue (tcp_get_info)
+	for must(unix.GetsockoptTCPInfo(l, unix.IPPROTO_TCP, unix.TCP_INFO)).Unacked == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	return at
+}
+
 func local4() unix.Sockaddr { return &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}} }
 
 // readEOF reads to the end of file.
@@ -249,6 +260,7 @@ var scenarios = []struct {
 	run   func(*space)
 	want  []string // a line for each connection, any order
 	ends  []string // the same for its lifecycle
+	exact bool     // which mini socket is left behind does not depend on the order of packets
 	typed bool     // the classic tracepoint does not tell enough for ends
 }{
 	{
@@ -347,7 +359,8 @@ var scenarios = []struct {
 		typed: true,
 	},
 	{
-		name: "half close by the client",
+		name:  "half close by the client",
+		exact: true,
 		run: func(s *space) {
 			c, a := s.pair(0)
 			check(unix.Shutdown(c, unix.SHUT_WR))
@@ -361,7 +374,8 @@ var scenarios = []struct {
 		ends: []string{"listener listen_ended local", "client closed local TIME_WAIT", "server closed peer"},
 	},
 	{
-		name: "close in FIN_WAIT2 tells the state again",
+		name:  "close in FIN_WAIT2 tells the state again",
+		exact: true,
 		run: func(s *space) {
 			c, a := s.pair(0)
 			check(unix.Shutdown(c, unix.SHUT_WR))
@@ -421,7 +435,8 @@ var scenarios = []struct {
 		typed: true,
 	},
 	{
-		name: "connect to oneself",
+		name:  "connect to oneself",
+		exact: true,
 		run: func(s *space) {
 			fd := s.socket(unix.AF_INET, 0)
 			check(unix.Bind(fd, local4()))
@@ -434,8 +449,7 @@ var scenarios = []struct {
 	{
 		name: "no answer",
 		run: func(s *space) {
-			_, at := s.listen(local4(), 0, 0)
-			s.connect(at, 0) // fills the queue: the next SYN is dropped
+			at := s.full()
 			fd := s.socket(unix.AF_INET, 0)
 			check(unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 300))
 			if err := unix.Connect(fd, at); err != unix.ETIMEDOUT {
@@ -449,8 +463,7 @@ var scenarios = []struct {
 	{
 		name: "connect given up",
 		run: func(s *space) {
-			_, at := s.listen(local4(), 0, 0)
-			s.connect(at, 0)
+			at := s.full()
 			fd := s.socket(unix.AF_INET, 0)
 			check(unix.SetNonblock(fd, true))
 			if err := unix.Connect(fd, at); err != unix.EINPROGRESS {
@@ -477,18 +490,26 @@ func TestScenarios(t *testing.T) {
 					seen := collect(t, p, netns, len(sc.want))
 					compare(t, "transitions", seen.paths, sc.want)
 					if !p.Partial() || !sc.typed {
-						ends := slices.Clone(sc.ends)
-						if p.Partial() {
-							for i := range ends { // flags are needed for what lingers
-								ends[i] = strings.TrimSuffix(strings.TrimSuffix(ends[i], " TIME_WAIT"), " FIN_WAIT2")
-							}
+						if sc.exact && !p.Partial() {
+							compare(t, "lifecycles", seen.ends, sc.ends)
+						} else {
+							compare(t, "lifecycles", withoutMini(seen.ends), withoutMini(sc.ends))
 						}
-						compare(t, "lifecycles", seen.ends, ends)
 					}
 				})
 			}
 		})
 	}
+}
+
+// withoutMini drops what is left behind: FIN_WAIT2 if our FIN is acknowledged
+// before the peer's comes, TIME_WAIT if both come in one packet.
+func withoutMini(ends []string) []string {
+	ends = slices.Clone(ends)
+	for i := range ends {
+		ends[i] = strings.TrimSuffix(strings.TrimSuffix(ends[i], " TIME_WAIT"), " FIN_WAIT2")
+	}
+	return ends
 }
 
 func compare(t *testing.T, what string, got, want []string) {
@@ -711,7 +732,8 @@ func TestFilter(t *testing.T) {
 				if err := p.Read(&e); errors.Is(err, event.ErrIdle) {
 					break
 				}
-				child := e.Old == event.StateListen && e.New == event.StateSynRecv || e.OwnerSource == event.OwnerListener || e.OwnerSource == event.OwnerClose
+				child := e.Old == event.StateListen && e.New == event.StateSynRecv || slices.Contains([]event.OwnerSource{
+					event.OwnerUnknown, event.OwnerListener, event.OwnerClose}, e.OwnerSource)
 				if e.Netns == netns && e.Kind == event.KindState && !(child && (len(f.PIDs) > 0 || len(f.Comms) > 0)) {
 					t.Errorf("let through: %s %s > %s of %s, %s, owner by %s", e.Kind, e.Old, e.New, e.Local, e.Peer, e.OwnerSource)
 				}
