@@ -71,6 +71,8 @@ type Writer struct {
 	stamp    []byte
 	line     []byte
 	held     []byte
+	column   int // of the line of text being written, and how many it has become
+	lines    int
 }
 
 const bufferSize = 64 << 10
@@ -82,6 +84,7 @@ func New(w io.Writer, o Options) *Writer {
 	}
 	r := &Writer{w: w, opts: o, buf: make([]byte, 0, bufferSize+8192), second: -1}
 	r.resource = resourceOf(o.Host)
+	r.line = make([]byte, 0, 512)
 	return r
 }
 

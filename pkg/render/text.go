@@ -35,60 +35,66 @@ func (r *Writer) styled(style string, text []byte) {
 	r.buf = append(r.buf, styleReset...)
 }
 
-// textConn shows a connection in two lines: who, where, how long and how it
-// ended; then the states. Where the first does not fit, the end goes to the
-// second.
+// indent is the width of a time of day and two blanks.
+const indent = 14
+
+// put adds a piece of a line behind a blank or two, or on a line of its own
+// where it does not fit.
+func (r *Writer) put(style string, blanks int, piece []byte) {
+	n := utf8.RuneCount(piece)
+	if r.column+blanks+n > Width && r.column > indent {
+		r.breakLine()
+	}
+	if r.column > indent {
+		r.buf = append(r.buf, "  "[:blanks]...)
+		r.column += blanks
+	}
+	r.column += n
+	if style == "" {
+		r.buf = append(r.buf, piece...)
+		return
+	}
+	r.styled(style, piece)
+}
+
+func (r *Writer) breakLine() {
+	r.buf = append(r.buf, "\n              "...)
+	r.column = indent
+	r.lines++
+}
+
+// textConn shows a connection: who, where, how long and how it ended; behind
+// or below it the states. That takes two lines, more with the longest of
+// addresses.
 func (r *Writer) textConn(c *lifecycle.Conn) {
-	const indent = "              "
 	r.buf = append(r.buf, r.clock(c.End)...)
 	r.buf = append(r.buf, "  "...)
-	who := appendOwner(r.line[:0], c)
-	n := len(who)
-	who = appendTuple(append(who, "  "...), c)
-	start, known := c.Start()
-	if start != 0 {
-		who = append(who, "  "...)
-		if known == lifecycle.AtLeast {
-			who = append(who, "≥"...)
-		}
-		who = AppendDuration(who, c.End-start)
+	r.column, r.lines = indent, 1
+	r.put(styleBold, 0, appendOwner(r.line[:0], c))
+	r.put("", 2, appendArrow(appendAddr(r.line[:0], c.Local), c))
+	if c.Role != lifecycle.RoleListener {
+		r.put("", 1, appendAddr(r.line[:0], c.Peer))
 	}
-	m := len(who)
-	who = appendOutcome(append(who, "  "...), c)
-	r.line = who
+	if start, known := c.Start(); start != 0 {
+		b := r.line[:0]
+		if known == lifecycle.AtLeast {
+			b = append(b, "≥"...)
+		}
+		r.put("", 2, AppendDuration(b, c.End-start))
+	}
 	style := ""
 	if !Normal(c.Outcome) {
 		style = styleRed
 	}
-	used := 14 + utf8.RuneCount(who[:m])
-	split := used+utf8.RuneCount(who[m:]) > Width
-	r.styled(styleBold, who[:n])
-	r.buf = append(r.buf, who[n:m]...)
-	if split {
-		r.buf = append(r.buf, '\n')
-		r.buf = append(r.buf, indent...)
-		r.styled(style, who[m+2:])
-		r.buf = append(r.buf, '\n')
-		if utf8.RuneCount(who[m+2:]) > Width-40 {
-			return
-		}
-		r.buf = r.buf[:len(r.buf)-1]
-		r.buf = append(r.buf, "  "...)
-		used = len(indent) + utf8.RuneCount(who[m:])
-	} else {
-		r.styled(style, who[m:])
-		r.buf = append(r.buf, '\n')
-		r.buf = append(r.buf, indent...)
-		used = len(indent)
+	r.put(style, 2, cut(appendOutcome(r.line[:0], c), Width-indent))
+	if r.lines == 1 {
+		r.breakLine()
 	}
-	second := r.appendStates(r.line[:0], c)
-	second = cut(second, Width-used)
-	if facts := appendFacts(r.line[len(second):len(second)], c); used+utf8.RuneCount(second)+utf8.RuneCount(facts) <= Width {
-		second = append(second, facts...)
+	r.put(styleDim, 2, cut(r.appendStates(r.line[:0], c), Width-indent))
+	if facts := appendFacts(r.line[:0], c); r.column+utf8.RuneCount(facts) <= Width {
+		r.styled(styleDim, facts)
 	}
-	r.styled(styleDim, second)
 	r.buf = append(r.buf, '\n')
-	r.line = second[:0]
 }
 
 // cut ends text at n columns, with a mark.
@@ -266,18 +272,23 @@ func appendOwner(b []byte, c *lifecycle.Conn) []byte {
 
 // appendTuple adds both ends, the arrow pointing from who connected.
 func appendTuple(b []byte, c *lifecycle.Conn) []byte {
-	b = appendAddr(b, c.Local)
+	b = appendArrow(appendAddr(b, c.Local), c)
+	if c.Role == lifecycle.RoleListener {
+		return b
+	}
+	return appendAddr(append(b, ' '), c.Peer)
+}
+
+func appendArrow(b []byte, c *lifecycle.Conn) []byte {
 	switch c.Role {
 	case lifecycle.RoleListener:
 		return b
 	case lifecycle.RoleClient:
-		b = append(b, " → "...)
+		return append(b, " →"...)
 	case lifecycle.RoleServer:
-		b = append(b, " ← "...)
-	default:
-		b = append(b, " ↔ "...)
+		return append(b, " ←"...)
 	}
-	return appendAddr(b, c.Peer)
+	return append(b, " ↔"...)
 }
 
 func appendAddr(b []byte, a netip.AddrPort) []byte {
@@ -305,7 +316,7 @@ func AppendDuration(b []byte, ns int64) []byte {
 		return append(appendInt(b, int64(d)), "ns"...)
 	case d < time.Millisecond:
 		return append(appendInt(b, d.Microseconds()), "µs"...)
-	case d < 10*time.Millisecond:
+	case d < 100*time.Millisecond:
 		return append(strconv.AppendFloat(b, float64(d)/1e6, 'f', 1, 64), "ms"...)
 	case d < time.Second:
 		return append(appendInt(b, d.Milliseconds()), "ms"...)

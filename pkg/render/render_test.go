@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata")
+
+const ms = int64(time.Millisecond)
+
+// conns are connections that have given trouble to somebody's output.
+func conns() []*lifecycle.Conn {
+	base := func() *lifecycle.Conn {
+		return &lifecycle.Conn{
+			Socket: 0x1002, Netns: 4026531840, Family: 2, Protocol: event.ProtoTCP, Acceptor: -1, FirstEvent: 1000 * ms,
+			Local: netip.MustParseAddrPort("10.0.0.5:51234"), Peer: netip.MustParseAddrPort("93.184.216.34:443"),
+			Role: lifecycle.RoleClient, State: event.StateClose, FromStart: true,
+			Owner: lifecycle.Owner{Task: event.Task{PID: 4242, Comm: event.MakeComm("curl")}, Source: event.OwnerConnect},
+			Spans: []lifecycle.Span{{Start: 1000 * ms, State: event.StateSynSent}, {Start: 1012 * ms, State: event.StateEstablished}},
+			End:   3400 * ms, LastEvent: 3400 * ms, Outcome: lifecycle.OutcomeClosed, Initiator: lifecycle.InitiatorPeer,
+			BytesSent: 1234, BytesReceived: 34567, SRTT: 11800,
+		}
+	}
+	closed := base()
+	closed.Initiator = lifecycle.InitiatorLocal
+	closed.Spans = append(closed.Spans, lifecycle.Span{Start: 3380 * ms, State: event.StateFinWait1}, lifecycle.Span{Start: 3399 * ms, State: event.StateFinWait2})
+	closed.Lingers, closed.LingersKnown = event.StateTimeWait, lifecycle.Inferred
+	hostile := base()
+	hostile.Owner.Comm = event.Comm{0x1b, ']', '0', ';', 7, '\n', 0xff, '"', '\\', 0xc2, 0x9b, 0xe2, 0x80, 0xae, 'x', 'y'}
+	long := base()
+	long.Local = netip.MustParseAddrPort("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:1111]:65535")
+	long.Peer = netip.MustParseAddrPort("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:2222]:65535")
+	long.Outcome, long.Err = lifecycle.OutcomeTimedOut, 113
+	before := base()
+	before.FromStart = false
+	before.Role = lifecycle.RoleUnknown
+	before.Owner = lifecycle.Owner{}
+	before.Spans = []lifecycle.Span{{State: event.StateEstablished, Known: lifecycle.AtLeast}, {Start: 3000 * ms, State: event.StateCloseWait}}
+	gap := base()
+	gap.Gap = true
+	gap.Spans = append(gap.Spans, lifecycle.Span{Start: 3399 * ms, State: event.StateFinWait1, Known: lifecycle.Inferred})
+	gap.Outcome, gap.Why = lifecycle.OutcomeUnknown, "its end was lost"
+	killed := base()
+	killed.Outcome, killed.Closer = lifecycle.OutcomeKilled, event.Task{PID: 991, Comm: event.MakeComm("ss")}
+	listener := base()
+	listener.Role, listener.Peer = lifecycle.RoleListener, netip.AddrPort{}
+	listener.Local = netip.MustParseAddrPort("[::]:80")
+	listener.Spans = []lifecycle.Span{{Start: 1000 * ms, State: event.StateListen}}
+	listener.Outcome = lifecycle.OutcomeListenEnded
+	waiting := base()
+	waiting.Role, waiting.Owner.Source = lifecycle.RoleServer, event.OwnerListener
+	waiting.Outcome = lifecycle.OutcomeResetListenerClosed
+	all := []*lifecycle.Conn{closed, hostile, long, before, gap, killed, listener, waiting}
+	for o := range lifecycle.NumOutcomes {
+		c := base()
+		c.Outcome = lifecycle.Outcome(o)
+		all = append(all, c)
+	}
+	return all
+}
+
+var host = Host{RunID: "run", BootID: "boot", Name: "db1", Version: "v1"}
+
+func render(o Options, f func(*Writer)) string {
+	var b bytes.Buffer
+	o.Location, o.Host = time.UTC, host
+	w := New(&b, o)
+	w.SetClock(0, 1_700_000_000_000_000_000)
+	f(w)
+	w.Flush()
+	return b.String()
+}
+
+func every(w *Writer) {
+	for _, c := range conns() {
+		w.Finished(c)
+	}
+	for _, c := range conns() {
+		e := event.Event{Kind: event.KindState, Time: c.End, Old: c.Spans[len(c.Spans)-1].State, New: event.StateClose, CPU: 1, Err: c.Err}
+		w.Transition(c, &e)
+		e = event.Event{Kind: event.KindSnapshot, Time: c.End, Old: event.StateCloseWait, New: event.StateCloseWait}
+		w.Transition(c, &e)
+	}
+	w.Lost(&event.Event{Kind: event.KindLost, Time: 5000 * ms, Count: 17})
+}
+
+func TestGolden(t *testing.T) {
+	for name, o := range map[string]Options{
+		"text": {}, "wide": {Format: FormatWide}, "json": {Format: FormatJSON}, "color": {Color: true}, "rfc": {Names: event.NamingRFC},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := "testdata/" + name + ".golden"
+			got := render(o, every)
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("differs from %s; look at the change with go test -update and git diff:\n%s", path, got)
+			}
+		})
+	}
+}
+
+func TestTextFits(t *testing.T) {
+	for line := range strings.Lines(render(Options{}, every)) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > Width {
+			t.Errorf("%d columns: %s", n, line)
+		}
+	}
+}
+
+func TestJSONIsFlatLines(t *testing.T) {
+	seen := make(map[string]bool)
+	for line := range strings.Lines(render(Options{Format: FormatJSON}, every)) {
+		var record map[string]any
+		if err := json.Unmarshal([]byte(line), &record); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		uid := record["log.record.uid"].(string)
+		if seen[uid] {
+			t.Errorf("%s twice", uid)
+		}
+		seen[uid] = true
+		if _, err := time.Parse("2006-01-02T15:04:05.000000000Z", record["timestamp"].(string)); err != nil {
+			t.Error(err)
+		}
+		for k, v := range record {
+			if v == nil {
+				t.Errorf("%s is null", k)
+			}
+			if _, ok := v.(map[string]any); ok {
+				t.Errorf("%s is nested", k)
+			}
+		}
+	}
+}
+
+type broken struct{ n int }
+
+func (b *broken) Write([]byte) (int, error) { b.n++; return 0, errors.New("gone") }
+
+func TestFirstErrorStays(t *testing.T) {
+	b := &broken{}
+	w := New(b, Options{})
+	for range 10000 {
+		w.Finished(conns()[0])
+	}
+	if err := w.Flush(); err == nil || b.n != 1 {
+		t.Errorf("%v after %d writes", err, b.n)
+	}
+}
+
+func harmless(t *testing.T, text []byte) {
+	if !utf8.Valid(text) {
+		t.Errorf("not UTF-8: %q", text)
+	}
+	for _, r := range string(text) {
+		if !unicode.IsPrint(r) {
+			t.Errorf("%U gets through: %q", r, text)
+		}
+	}
+}
+
+func FuzzEscape(f *testing.F) {
+	f.Add([]byte("\x1b]0;title\x07\n\xff\u202e"))
+	f.Fuzz(func(t *testing.T, s []byte) {
+		harmless(t, EscapeText(nil, s))
+		quoted := appendString(nil, s)
+		if !json.Valid(quoted) || bytes.ContainsRune(quoted, '\n') {
+			t.Errorf("%q is no JSON string", quoted)
+		}
+	})
+}
+
+func benchmark(b *testing.B, o Options, f func(*Writer, *lifecycle.Conn, *event.Event)) {
+	o.Host = host
+	w := New(discard{}, o)
+	c := conns()[0]
+	e := event.Event{Kind: event.KindState, Time: c.End, Old: event.StateFinWait2, New: event.StateClose}
+	b.ReportAllocs()
+	for b.Loop() {
+		f(w, c, &e)
+	}
+}
+
+type discard struct{}
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+
+func BenchmarkTransitionJSON(b *testing.B) {
+	benchmark(b, Options{Format: FormatJSON}, func(w *Writer, c *lifecycle.Conn, e *event.Event) { w.Transition(c, e) })
+}
+
+func BenchmarkFinishedJSON(b *testing.B) {
+	benchmark(b, Options{Format: FormatJSON}, func(w *Writer, c *lifecycle.Conn, e *event.Event) { w.Finished(c) })
+}
+
+func BenchmarkFinishedText(b *testing.B) {
+	benchmark(b, Options{}, func(w *Writer, c *lifecycle.Conn, e *event.Event) { w.Finished(c) })
+}
