@@ -20,6 +20,7 @@ var imports = map[string][]string{
 	"pkg/filter":            {"pkg/event", "pkg/lifecycle"},
 	"pkg/render":            {"pkg/event", "pkg/lifecycle"},
 	"pkg/kerneltest/vminit": {},
+	"pkg/kerneltest/churn":  {},
 	"pkg/agent":             {"pkg/event", "pkg/lifecycle", "pkg/filter", "pkg/render", "pkg/recording"},
 }
 

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var stated string // the program, built by TestMain
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "stated")
+		if err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(dir)
+		stated = filepath.Join(dir, "stated")
+		if out, err := exec.Command("go", "build", "-o", stated, ".").CombinedOutput(); err != nil {
+			panic(string(out))
+		}
+		return m.Run()
+	}())
+}
+
+func requireRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("STATED_KERNEL_TEST") != "" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root: run the tests with sudo")
+	}
+}
+
+func runStated(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := exec.Command(stated, args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+func TestUsageErrors(t *testing.T) {
+	garbage := filepath.Join(t.TempDir(), "garbage")
+	if err := os.WriteFile(garbage, []byte("no recording"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"version", 0, ""},
+		{"explain", 0, ""},
+		{"explain CLOSE_WIAT", 2, "did you mean CLOSE_WAIT?"},
+		{"bogus", 2, "bogus"},
+		{"trace bogus", 2, "behind --"},
+		{"trace --port 99999", 2, "1 to 65535"},
+		{"trace --pid 0", 2, "process ids"},
+		{"trace --addr 10.0.0.0/99", 2, "CIDR"},
+		{"trace --role boss", 2, "client, server"},
+		{"trace -o xml", 2, "text, wide, json"},
+		{"trace --names klingon", 2, "kernel, ss"},
+		{"trace --netns /nowhere", 2, "no such file"},
+		{"trace --no-such-flag", 2, "trace --help"},
+		{"trace --color sometimes", 2, "auto, always, never"},
+		{"record", 2, "accepts 1 arg"},
+		{"replay /nowhere", 1, "no such file"},
+		{"replay " + garbage, 1, "not a stated recording"},
+	} {
+		_, stderr, code := runStated(t, strings.Fields(tc.args)...)
+		if code != tc.code || !strings.Contains(stderr, tc.says) {
+			t.Errorf("stated %s: exit code %d, %s", tc.args, code, stderr)
+		}
+	}
+}
+
+// churn makes connections of a few kinds.
+func churn(t *testing.T, n int) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for range n {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Write([]byte("unread"))
+		a.Close()
+		c.Close()
+	}
+}
+
+// TestReplayIsTheLiveRun: byte for byte, in every format, what was on the
+// screen comes out of the recording.
+func TestReplayIsTheLiveRun(t *testing.T) {
+	requireRoot(t)
+	for _, flags := range []string{"", "--events", "-o wide", "-o json", "-o json --events", "--events --state ESTABLISHED --role server"} {
+		t.Run(flags, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "a.rec")
+			var live bytes.Buffer
+			cmd := exec.Command(stated, append(strings.Fields("trace --record "+path), strings.Fields(flags)...)...)
+			cmd.Stdout = &live
+			stderr, err := cmd.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(stderr)
+			for lines.Scan() && !strings.Contains(lines.Text(), "watching") {
+			}
+			churn(t, 50)
+			time.Sleep(200 * time.Millisecond) // the last are on their way
+			cmd.Process.Signal(os.Interrupt)
+			for lines.Scan() {
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(live.String(), "\n"); n < 50 {
+				t.Fatalf("%d lines of 50 connections", n)
+			}
+			replayed, stderrText, code := runStated(t, append([]string{"replay", path}, strings.Fields(flags)...)...)
+			if code != 0 {
+				t.Fatalf("exit code %d: %s", code, stderrText)
+			}
+			if replayed != live.String() {
+				t.Errorf("live:\n%.2000s\nreplayed:\n%.2000s", live.String(), replayed)
+			}
+			if strings.Contains(flags, "json") {
+				for line := range strings.Lines(replayed) {
+					if !json.Valid([]byte(line)) {
+						t.Fatalf("no JSON: %s", line)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestCommand: the command's children are followed, nobody else is, and its
+// exit code is ours.
+func TestCommand(t *testing.T) {
+	requireRoot(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() { // noise of another process
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
+					c.Close()
+				}
+				if c, err := l.Accept(); err == nil {
+					c.Close()
+				}
+			}
+		}
+	}()
+	// bash connects by itself, in a grandchild
+	stdout, stderr, code := runStated(t, "trace", "-o", "json", "--", "bash", "-c",
+		"(bash -c 'exec 3<>/dev/tcp/127.0.0.1/"+port+"; exec 3>&-; true'); exit 7")
+	close(stop)
+	<-done
+	if code != 7 {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	if n := strings.Count(stdout, "\n"); n != 1 {
+		t.Errorf("%d connections, want the one of bash:\n%s", n, stdout)
+	}
+	var record map[string]any
+	if err := json.Unmarshal([]byte(stdout), &record); err != nil || record["process.executable.name"] != "bash" || record["stated.connection.role"] != "client" {
+		t.Errorf("%v: %s", err, stdout)
+	}
+}
+
+func TestClosedPipeEndsQuietly(t *testing.T) {
+	requireRoot(t)
+	cmd := exec.Command(stated, "trace", "--events", "--for", "20s")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for {
+		select {
+		case err := <-ended:
+			if err != nil || strings.Contains(stderr.String(), "pipe") {
+				t.Errorf("%v: %s", err, stderr.String())
+			}
+			return
+		case <-time.After(10 * time.Millisecond):
+			churn(t, 1)
+		}
+	}
+}
