@@ -51,7 +51,7 @@ struct {
 
 /*
  * The same by socket address, where tracing programs may not use socket
- * storage. Inserted at the first event, begun anew at each birth, deleted at
+ * storage, or it had no memory. Inserted at the first event, begun anew at each birth, deleted at
  * tcp_destroy_sock, or at -> CLOSE where that is all we see. Full: the entry
  * unused for longest goes, and its socket is FLAG_FIRST again. The address
  * never leaves the kernel.

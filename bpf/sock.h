@@ -10,23 +10,40 @@ static __always_inline struct counters *count(void)
 	return bpf_map_lookup_elem(&totals, &zero);
 }
 
-/* The memory of a socket, made when there is none; NULL without memory. */
-static __always_inline struct sock_info *info_of(struct sock *sk, bool create)
+static __always_inline struct sock_info *info_by_address(struct sock *sk, bool create)
 {
 	struct sock_info *info, empty = {};
+	__u64 key = (__u64)sk;
+
+	info = bpf_map_lookup_elem(&sock_infos_lru, &key);
+	if (!info && create) {
+		bpf_map_update_elem(&sock_infos_lru, &key, &empty, BPF_ANY);
+		info = bpf_map_lookup_elem(&sock_infos_lru, &key);
+	}
+	return info;
+}
+
+/*
+ * The memory of a socket, made when there is none; NULL without memory. Socket
+ * storage may fail for a moment, as it must not sleep or spin for memory
+ * (kmalloc_nolock in recent kernels); then the table by address serves for the
+ * socket's whole life.
+ */
+static __always_inline struct sock_info *info_of(struct sock *sk, bool create)
+{
+	struct sock_info *info = NULL;
 	struct counters *n;
-	__u64 key;
 
 	if (cfg_sk_helpers) {
-		info = bpf_sk_storage_get(&sock_infos, sk, 0, create ? BPF_SK_STORAGE_GET_F_CREATE : 0);
-	} else {
-		key = (__u64)sk;
-		info = bpf_map_lookup_elem(&sock_infos_lru, &key);
-		if (!info && create) {
-			bpf_map_update_elem(&sock_infos_lru, &key, &empty, BPF_ANY);
-			info = bpf_map_lookup_elem(&sock_infos_lru, &key);
-		}
+		info = bpf_sk_storage_get(&sock_infos, sk, 0, 0);
+		if (info)
+			return info;
+		info = info_by_address(sk, false);
+		if (!info && create)
+			info = bpf_sk_storage_get(&sock_infos, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	}
+	if (!info)
+		info = info_by_address(sk, create);
 	if (!info && create && (n = count()))
 		n->storage_failed++;
 	return info;

@@ -107,8 +107,7 @@ int BPF_PROG(st_destroy_sock, struct sock *sk)
 		return 0;
 	if (info->flags & INFO_HELD)
 		emit_sock(sk, info, bpf_ktime_get_boot_ns(), WHAT(EVENT_DESTROY, TCP_CLOSE, TCP_CLOSE));
-	if (!cfg_sk_helpers)
-		bpf_map_delete_elem(&sock_infos_lru, &key);
+	bpf_map_delete_elem(&sock_infos_lru, &key);
 	return 0;
 }
 

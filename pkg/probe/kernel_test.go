@@ -6,11 +6,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -554,6 +557,16 @@ func (o *collector) Finished(c *lifecycle.Conn) {
 // and nothing more comes.
 func collect(t *testing.T, p *Probe, netns uint32, n int) observed {
 	t.Helper()
+	return collectIf(t, p, n, func(e *event.Event) bool {
+		if netns != 0 {
+			return e.Netns == netns
+		}
+		return e.Local.Addr().IsLoopback() || e.Local.Addr().IsUnspecified()
+	})
+}
+
+func collectIf(t *testing.T, p *Probe, n int, wanted func(*event.Event) bool) observed {
+	t.Helper()
 	o := &collector{open: make(map[*lifecycle.Conn][]string)}
 	table := lifecycle.New(o, lifecycle.Options{NoDestroy: p.Partial(), NoResets: p.Partial()})
 	for quiet, deadline := 0, time.Now().Add(20*time.Second); quiet < 3; {
@@ -573,9 +586,7 @@ func collect(t *testing.T, p *Probe, netns uint32, n int) observed {
 			t.Fatal(err)
 		case e.Kind == event.KindLost:
 			t.Fatalf("%d events lost", e.Count)
-		case netns != 0 && e.Netns != netns:
-			continue
-		case netns == 0 && (!e.Local.Addr().IsLoopback() && !e.Local.Addr().IsUnspecified()):
+		case !wanted(&e):
 			continue
 		}
 		table.Apply(&e)
@@ -751,5 +762,112 @@ func TestFilter(t *testing.T) {
 			seen := collect(t, p, netns, 6)
 			compare(t, "transitions", seen.paths, []string{listener, listener, client + active, client + active, server + passive, server + passive})
 		})
+	}
+}
+
+// TestTwoNamespacesAtOnce: the same addresses and ports in two namespaces are
+// not confused.
+func TestTwoNamespacesAtOnce(t *testing.T) {
+	p := openTier(t, Options{})
+	var spaces [2]uint32
+	var wait sync.WaitGroup
+	for i := range spaces {
+		wait.Go(func() {
+			spaces[i] = inSpace(t, func(s *space) {
+				for range 20 {
+					l, at := s.listen(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 4000}, 8, 0)
+					c := s.connect(at, 0)
+					a := s.accept(l)
+					linger0(c)
+					s.close(l, c, a)
+				}
+			})
+		})
+	}
+	wait.Wait()
+	seen := collectIf(t, p, 120, func(e *event.Event) bool { return slices.Contains(spaces[:], e.Netns) })
+	count := make(map[string]int)
+	for i, c := range seen.conns {
+		if c.Gap {
+			t.Errorf("gap in %s to %s", c.Local, c.Peer)
+		}
+		count[fmt.Sprintf("%v %s", c.Netns == spaces[0], seen.paths[i])]++
+	}
+	for _, first := range []bool{true, false} {
+		for _, path := range []string{listener, client + "ESTABLISHED>CLOSE", server + "ESTABLISHED>CLOSE"} {
+			if n := count[fmt.Sprintf("%v %s", first, path)]; n != 20 {
+				t.Errorf("%d of %s in namespace %v, want 20: %v", n, path, first, count)
+			}
+		}
+	}
+}
+
+// TestInheritedSocket: a descriptor that a child has keeps the connection open
+// when its creator closes; who closes in the end is the child.
+func TestInheritedSocket(t *testing.T) {
+	if os.Getenv("STATED_TEST_HOLD") != "" { // we are the child
+		io.Copy(io.Discard, os.Stdin)
+		return
+	}
+	p := openTier(t, Options{})
+	var child int
+	netns := inSpace(t, func(s *space) {
+		c, a := s.pair(0)
+		cmd := exec.Command("/proc/self/exe", "-test.run=^TestInheritedSocket$")
+		cmd.Env = append(os.Environ(), "STATED_TEST_HOLD=1")
+		held := os.NewFile(uintptr(must(unix.FcntlInt(uintptr(c), unix.F_DUPFD_CLOEXEC, 0))), "socket")
+		cmd.ExtraFiles = []*os.File{held}
+		stdin := must(cmd.StdinPipe())
+		check(cmd.Start())
+		child = cmd.Process.Pid
+		check(held.Close())
+		s.close(c)
+		if state := must(unix.GetsockoptTCPInfo(a, unix.IPPROTO_TCP, unix.TCP_INFO)).State; state != uint8(event.StateEstablished) {
+			panic(fmt.Sprint("state ", state, " although the child has the descriptor"))
+		}
+		stdin.Close()
+		check(cmd.Wait())
+		readEOF(a)
+		s.close(a)
+	})
+	for _, c := range collect(t, p, netns, 3).conns {
+		if c.Role != lifecycle.RoleClient {
+			continue
+		}
+		if c.Owner.PID != uint32(os.Getpid()) || c.Closer.PID != uint32(child) {
+			t.Errorf("owner %d, closer %d; want %d, %d", c.Owner.PID, c.Closer.PID, os.Getpid(), child)
+		}
+	}
+}
+
+// TestMPTCP: the connection and its subflow are told apart, on both sides, and
+// a connection that was accepted is not taken for its listener, whose cookie
+// it has.
+func TestMPTCP(t *testing.T) {
+	p := openTier(t, Options{})
+	netns := inSpace(t, func(s *space) {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+		if err != nil {
+			panic(skip("the kernel lacks MPTCP: " + err.Error()))
+		}
+		s.fds = append(s.fds, fd)
+		c, a := s.pair(unix.IPPROTO_MPTCP)
+		must(unix.Write(c, []byte("hello")))
+		var buf [16]byte
+		must(unix.Read(a, buf[:]))
+		s.close(c)
+		readEOF(a)
+		s.close(a)
+	})
+	seen := collect(t, p, netns, 6) // listener, client and server, each twice
+	for i, c := range seen.conns {
+		path := seen.paths[i]
+		if c.Gap {
+			t.Errorf("gap in %s %s", c.Role, path)
+		}
+		want := map[lifecycle.Role]string{lifecycle.RoleListener: "CLOSE>LISTEN", lifecycle.RoleClient: "CLOSE>SYN_SENT SYN_SENT>ESTABLISHED", lifecycle.RoleServer: "LISTEN>"}[c.Role]
+		if want == "" || !strings.HasPrefix(path, want) || !strings.HasSuffix(path, ">CLOSE") {
+			t.Errorf("%s, protocol %d: %s", c.Role, c.Protocol, path)
+		}
 	}
 }
