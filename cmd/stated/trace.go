@@ -132,6 +132,9 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 		return err
 	}
 	defer p.Close()
+	if p.Partial() {
+		want.Tree = false // the classic program neither filters nor knows children
+	}
 	options := tableOptions(p)
 	options.MaxConns = l.maxConns
 	loop := &agent.Loop{Source: p, Now: probe.Now}
