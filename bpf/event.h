@@ -108,6 +108,24 @@ struct event {
 
 _Static_assert(sizeof(struct event) == 208, "struct event has a hole, or grew");
 
+/* A socket that was looked at on request: what the iterators of inspect.h write. */
+struct inspection {
+	struct event event;
+	__u64 inode;		/* of struct socket, as in /proc/PID/fd; 0 none */
+	__u64 last_segment_ns;	/* CLOCK_BOOTTIME of the last segment in or out, 0 unknown */
+	__u64 now_mono_ns;	/* CLOCK_MONOTONIC and jiffies when looked at */
+	__u64 now_jiffies;
+	__u32 last_received;	/* jiffies, low half; 0 no data yet */
+	__u32 last_sent;
+	__u32 references;	/* to the open file, 0 none */
+	__u32 facts;		/* enum inspection_fact */
+};
+
+enum inspection_fact {
+	INSPECTED_WAITED = 1 << 0, /* somebody sleeps on the socket, or polls it */
+	INSPECTED_OPENED = 1 << 1, /* the peer's SYN has come: it was connected, now or before */
+};
+
 /* Counters of one CPU: probe.Stats. */
 struct counters {
 	__u64 seq;

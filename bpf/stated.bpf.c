@@ -22,11 +22,13 @@ struct kernfs_node___parent {
 #include "sock.h"
 #include "filter.h"
 #include "emit.h"
+#include "inspect.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Makes clang keep the type for bpf2go and for the contract test. */
 struct event *unused_event __attribute__((unused));
+struct inspection *unused_inspection __attribute__((unused));
 
 static __always_inline bool is_birth(int old, int new)
 {

@@ -31,6 +31,7 @@ enum { false = 0, true = 1 };
 /* include/uapi/linux/bpf.h */
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
@@ -140,8 +141,44 @@ typedef struct {
 	unsigned int val;
 } kuid_t;
 
+struct super_block {
+	unsigned long s_magic;
+};
+
+struct inode {
+	struct super_block *i_sb;
+	unsigned long i_ino;
+};
+
+typedef struct {
+	__s64 counter;
+} atomic_long_t;
+
 struct file {
 	void *private_data;
+	struct inode *f_inode;
+	atomic_long_t f_count;
+};
+
+/* 6.13 counts references by file_ref_t (90ee6ed776c0 "fs: port files to file_ref") */
+typedef struct {
+	atomic64_t refcnt;
+} file_ref_t;
+
+struct file___ref {
+	file_ref_t f_ref;
+};
+
+struct list_head {
+	struct list_head *next;
+};
+
+struct wait_queue_head {
+	struct list_head head;
+};
+
+struct socket_wq {
+	struct wait_queue_head wait;
 };
 
 struct socket {
@@ -149,10 +186,16 @@ struct socket {
 	struct sock *sk;
 };
 
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	struct sock_cgroup_data sk_cgrp_data;
 	struct socket *sk_socket;
+	struct socket_wq *sk_wq;
 	kuid_t sk_uid;
 	int sk_err;
 	u32 sk_ack_backlog;
@@ -169,6 +212,9 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	struct {
+		u32 lrcvtime;
+	} icsk_ack;
 };
 
 struct tcp_sock {
@@ -183,6 +229,8 @@ struct tcp_sock {
 	u64 bytes_retrans;
 	u64 bytes_acked;
 	u64 bytes_received;
+	u64 tcp_mstamp;
+	u32 lsndtime;
 	bool is_mptcp;
 };
 
@@ -213,7 +261,10 @@ struct trace_event_raw_sys_exit {
 	long ret;
 };
 
+struct seq_file;
+
 struct bpf_iter_meta {
+	struct seq_file *seq;
 	u64 seq_num;
 };
 

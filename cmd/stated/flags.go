@@ -165,13 +165,19 @@ type outputFlags struct {
 }
 
 func (o *outputFlags) register(cmd *cobra.Command) {
+	o.registerFormat(cmd)
+	fs := cmd.Flags()
+	fs.BoolVar(&o.events, "events", false, "show every change of state, not finished connections")
+	fs.IntVar(&o.count, "count", 0, "end after showing `N`")
+	fs.BoolVar(&o.utc, "utc", false, "show times in UTC")
+}
+
+// registerFormat adds the flags of what is shown once, without times.
+func (o *outputFlags) registerFormat(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringVarP(&o.format, "output", "o", "text", "`FORMAT`: text, wide, or json (one object a line)")
 	fs.StringVar(&o.names, "names", "kernel", "spell states like `SYSTEM`: kernel, ss, rfc, bsd, windows, solaris, otel")
 	fs.StringVar(&o.color, "color", "auto", "`WHEN` to use colours: auto, always, never")
-	fs.BoolVar(&o.events, "events", false, "show every change of state, not finished connections")
-	fs.IntVar(&o.count, "count", 0, "end after showing `N`")
-	fs.BoolVar(&o.utc, "utc", false, "show times in UTC")
 }
 
 func (o *outputFlags) parse(host render.Host, out any) (render.Options, error) {

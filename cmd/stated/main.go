@@ -22,6 +22,7 @@ const (
 	exitFailed   = 1
 	exitUsage    = 2
 	exitUnusable = 3 // the kernel or the privileges do not allow it
+	exitLeaks    = 4 // leaks found more than --max
 )
 
 // usageError is a mistake on the command line.
@@ -52,6 +53,8 @@ func code(err error) int {
 	switch {
 	case err == nil, errors.Is(err, syscall.EPIPE):
 		return 0
+	case errors.Is(err, errLeaks):
+		return exitLeaks // the report has said it
 	case errors.As(err, &child):
 		if status, ok := child.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 			return 128 + int(status.Signal())
@@ -83,7 +86,7 @@ this kernel allows. 'stated explain' needs nothing.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w (see '%s --help')", err, cmd.CommandPath())}
 	})
-	root.AddCommand(newTrace(), newRecord(), newReplay(), newExplain(), newCheck(), newVersion())
+	root.AddCommand(newTrace(), newLeaks(), newLs(), newRecord(), newReplay(), newExplain(), newCheck(), newVersion())
 	for _, cmd := range append(root.Commands(), root) {
 		args := cmd.Args
 		if args == nil {

@@ -17,11 +17,13 @@ var imports = map[string][]string{
 	"pkg/lifecycle":         {"pkg/event"},
 	"pkg/recording":         {"pkg/event", "github.com/klauspost/compress"},
 	"pkg/explain":           {"pkg/event"},
-	"pkg/filter":            {"pkg/event", "pkg/lifecycle"},
-	"pkg/render":            {"pkg/event", "pkg/lifecycle"},
+	"pkg/census":            {"pkg/event", "pkg/lifecycle"},
+	"pkg/leak":              {"pkg/event", "pkg/lifecycle", "pkg/census"},
+	"pkg/filter":            {"pkg/event", "pkg/lifecycle", "pkg/census"},
+	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak"},
 	"pkg/kerneltest/vminit": {},
 	"pkg/kerneltest/churn":  {},
-	"pkg/agent":             {"pkg/event", "pkg/lifecycle", "pkg/filter", "pkg/render", "pkg/recording"},
+	"pkg/agent":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording"},
 }
 
 func TestImports(t *testing.T) {

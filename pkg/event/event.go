@@ -283,3 +283,27 @@ type Event struct {
 	Wall  int64  // KindClock: nanoseconds since 1970 at Time
 	Count uint64 // KindLost: how many
 }
+
+// Sighting is a socket that was looked at on request, without having seen how
+// it came there: Event is a KindSnapshot, or for each descriptor of the socket
+// a KindHolder with Task and FD. Fields that could not be read are zero.
+type Sighting struct {
+	Event
+	// Inode is the number of the socket in /proc/PID/fd, 0 where no struct
+	// socket is: not accepted yet, orphaned, or a mini socket.
+	Inode uint64
+	// References counts what keeps the open file: descriptors, system calls at
+	// work on it, messages on a unix socket that carry it, io_uring.
+	References uint32
+	// Waited says that a thread sleeps on the socket, or that a poll, an epoll
+	// or io_uring has registered with it.
+	Waited bool
+	// Opened says that the socket got its peer's SYN: it is, or was, connected.
+	Opened bool
+	// LastSegment is when the last segment came or went (tcp_mstamp), ACK, RST
+	// and keep-alive probes included; LastReceived and LastSent are about
+	// payload. Nanoseconds since boot, 0 unknown or never.
+	LastSegment  int64
+	LastReceived int64
+	LastSent     int64
+}

@@ -74,23 +74,23 @@ var stateNames = [NumStates][numNamings]string{
 // moreSpellings are words for states and for groups of them that no row above
 // has. Separators and case are dropped before looking.
 var moreSpellings = map[string]StateSet{
-	"finwait":      setOf(StateFinWait1, StateFinWait2),
-	"listening":    setOf(StateListen), // Windows netstat
-	"synrcvd":      setOf(StateSynRecv, StateNewSynRecv),
-	"synreceived":  setOf(StateSynRecv, StateNewSynRecv),
-	"synrecv":      setOf(StateSynRecv, StateNewSynRecv),
-	"close":        setOf(StateClose),
-	"closed":       setOf(StateClose),
-	"unconnected":  setOf(StateClose),
-	"unconn":       setOf(StateClose),
-	"idle":         setOf(StateClose),         // Solaris: opened, not bound
-	"bound":        setOf(StateBoundInactive), // Solaris, Windows
-	"deletetcb":    setOf(StateClose),         // Windows: going away
-	"all":          allStates,
-	"connected":    allStates &^ setOf(StateListen, StateClose, StateBoundInactive), // ss(8), STATE-FILTER
-	"synchronized": allStates &^ setOf(StateListen, StateClose, StateBoundInactive, StateSynSent),
-	"bucket":       setOf(StateNewSynRecv, StateTimeWait),
-	"big":          allStates &^ setOf(StateNewSynRecv, StateTimeWait),
+	"finwait":      SetOf(StateFinWait1, StateFinWait2),
+	"listening":    SetOf(StateListen), // Windows netstat
+	"synrcvd":      SetOf(StateSynRecv, StateNewSynRecv),
+	"synreceived":  SetOf(StateSynRecv, StateNewSynRecv),
+	"synrecv":      SetOf(StateSynRecv, StateNewSynRecv),
+	"close":        SetOf(StateClose),
+	"closed":       SetOf(StateClose),
+	"unconnected":  SetOf(StateClose),
+	"unconn":       SetOf(StateClose),
+	"idle":         SetOf(StateClose),         // Solaris: opened, not bound
+	"bound":        SetOf(StateBoundInactive), // Solaris, Windows
+	"deletetcb":    SetOf(StateClose),         // Windows: going away
+	"all":          AllStates,
+	"connected":    AllStates &^ SetOf(StateListen, StateClose, StateBoundInactive), // ss(8), STATE-FILTER
+	"synchronized": AllStates &^ SetOf(StateListen, StateClose, StateBoundInactive, StateSynSent),
+	"bucket":       SetOf(StateNewSynRecv, StateTimeWait),
+	"big":          AllStates &^ SetOf(StateNewSynRecv, StateTimeWait),
 }
 
 // String returns the kernel's spelling.
@@ -107,9 +107,11 @@ func (s State) Name(n Naming) string {
 // StateSet is a set of states, a bit for each.
 type StateSet uint32
 
-const allStates StateSet = 1<<NumStates - 2
+// AllStates is every state there is.
+const AllStates StateSet = 1<<NumStates - 2
 
-func setOf(states ...State) (set StateSet) {
+// SetOf makes a set.
+func SetOf(states ...State) (set StateSet) {
 	for _, s := range states {
 		set |= 1 << s
 	}
@@ -166,7 +168,7 @@ func ParseStates(s string) (StateSet, error) {
 	for word := range strings.SplitSeq(s, ",") {
 		one := parseWord(fold(word))
 		if one == 0 {
-			return 0, fmt.Errorf("unknown state %q%s: states are %s", strings.TrimSpace(word), suggest(fold(word)), allStates)
+			return 0, fmt.Errorf("unknown state %q%s: states are %s", strings.TrimSpace(word), suggest(fold(word)), AllStates)
 		}
 		set |= one
 	}
@@ -180,7 +182,7 @@ func parseWord(word string) (set StateSet) {
 	for s := StateEstablished; s < NumStates; s++ {
 		for _, name := range stateNames[s] {
 			if word != "" && fold(name) == word {
-				return setOf(s)
+				return SetOf(s)
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/stated-tcp/stated/pkg/census"
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 )
@@ -30,6 +31,7 @@ type Filter struct {
 	States      event.StateSet   // it was in one of them; 0 any
 	MinDuration time.Duration    // it lasted at least that long
 	Roles       []lifecycle.Role // nil any
+	Cgroups     []uint64         // with Cgroup: it and all below it, for Socket
 }
 
 // Conn decides by what the connection is: its addresses, its place, its owner.
@@ -152,4 +154,23 @@ func (f *Filter) role(c *lifecycle.Conn) Verdict {
 		return Open
 	}
 	return No
+}
+
+// Socket decides about a socket of a census. Of its owners any may match; one
+// that waits to be accepted counts as its listener's.
+func (f *Filter) Socket(s *census.Socket) bool {
+	c := lifecycle.Conn{Local: s.Local, Peer: s.Peer, Netns: s.Netns, Cgroup: s.Cgroup, Role: s.Role, State: s.New, End: 1}
+	if f.Cgroup != 0 && !slices.Contains(f.Cgroups, s.Cgroup) {
+		return false
+	}
+	if len(f.PIDs) == 0 && len(f.Comms) == 0 {
+		return f.Conn(&c) == Yes
+	}
+	match := func(s *census.Socket) bool {
+		return slices.ContainsFunc(s.Holders, func(h census.Holder) bool {
+			c.Owner = lifecycle.Owner{Task: h.Task, Source: event.OwnerHolder}
+			return f.Conn(&c) == Yes
+		})
+	}
+	return match(s) || s.NotAccepted() && slices.ContainsFunc(s.Listeners, match)
 }

@@ -78,6 +78,9 @@ func (t *Table) Now() int64 { return t.now }
 // finish a connection.
 func (t *Table) Pending() bool { return len(t.settling) > 0 }
 
+// Get returns the connection that a socket is in, nil if none is known.
+func (t *Table) Get(id event.SocketID) *Conn { return t.conns[id] }
+
 // All calls f for each connection in the table, the quietest first.
 func (t *Table) All(f func(*Conn)) {
 	for c := t.quiet.next; c != &t.quiet; c = c.next {

@@ -70,6 +70,19 @@ type bpfEvent struct {
 	OwnerComm     [16]uint8
 }
 
+type bpfInspection struct {
+	_             structs.HostLayout
+	Event         bpfEvent
+	Inode         uint64
+	LastSegmentNs uint64
+	NowMonoNs     uint64
+	NowJiffies    uint64
+	LastReceived  uint32
+	LastSent      uint32
+	References    uint32
+	Facts         uint32
+}
+
 type bpfPortKey struct {
 	_    structs.HostLayout
 	Port uint16
@@ -93,39 +106,43 @@ type bpfSockInfo struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapEvents         = "events"
-	bpfMapFilterAddrs    = "filter_addrs"
-	bpfMapFilterComms    = "filter_comms"
-	bpfMapFilterPids     = "filter_pids"
-	bpfMapFilterPorts    = "filter_ports"
-	bpfMapSockInfos      = "sock_infos"
-	bpfMapSockInfosLru   = "sock_infos_lru"
-	bpfMapTotals         = "totals"
-	bpfProgStAccept      = "st_accept"
-	bpfProgStAccept4     = "st_accept4"
-	bpfProgStDestroySock = "st_destroy_sock"
-	bpfProgStExit        = "st_exit"
-	bpfProgStFork        = "st_fork"
-	bpfProgStIterFile    = "st_iter_file"
-	bpfProgStIterTcp     = "st_iter_tcp"
-	bpfProgStRecvReset   = "st_recv_reset"
-	bpfProgStSendReset   = "st_send_reset"
-	bpfProgStSetState    = "st_set_state"
-	bpfProgStSetStateTp  = "st_set_state_tp"
-	bpfVarCfgAddrs       = "cfg_addrs"
-	bpfVarCfgCgroup      = "cfg_cgroup"
-	bpfVarCfgComms       = "cfg_comms"
-	bpfVarCfgFamily      = "cfg_family"
-	bpfVarCfgFilter      = "cfg_filter"
-	bpfVarCfgNetns       = "cfg_netns"
-	bpfVarCfgPids        = "cfg_pids"
-	bpfVarCfgPorts       = "cfg_ports"
-	bpfVarCfgResetReason = "cfg_reset_reason"
-	bpfVarCfgSkHelpers   = "cfg_sk_helpers"
-	bpfVarCfgTpSkaddr    = "cfg_tp_skaddr"
-	bpfVarCfgTree        = "cfg_tree"
-	bpfVarCfgWakeupBytes = "cfg_wakeup_bytes"
-	bpfVarUnusedEvent    = "unused_event"
+	bpfMapEvents           = "events"
+	bpfMapFilterAddrs      = "filter_addrs"
+	bpfMapFilterComms      = "filter_comms"
+	bpfMapFilterPids       = "filter_pids"
+	bpfMapFilterPorts      = "filter_ports"
+	bpfMapInspectStates    = "inspect_states"
+	bpfMapSockInfos        = "sock_infos"
+	bpfMapSockInfosLru     = "sock_infos_lru"
+	bpfMapTotals           = "totals"
+	bpfProgStAccept        = "st_accept"
+	bpfProgStAccept4       = "st_accept4"
+	bpfProgStDestroySock   = "st_destroy_sock"
+	bpfProgStExit          = "st_exit"
+	bpfProgStFork          = "st_fork"
+	bpfProgStInspectFile   = "st_inspect_file"
+	bpfProgStInspectTcp    = "st_inspect_tcp"
+	bpfProgStIterFile      = "st_iter_file"
+	bpfProgStIterTcp       = "st_iter_tcp"
+	bpfProgStRecvReset     = "st_recv_reset"
+	bpfProgStSendReset     = "st_send_reset"
+	bpfProgStSetState      = "st_set_state"
+	bpfProgStSetStateTp    = "st_set_state_tp"
+	bpfVarCfgAddrs         = "cfg_addrs"
+	bpfVarCfgCgroup        = "cfg_cgroup"
+	bpfVarCfgComms         = "cfg_comms"
+	bpfVarCfgFamily        = "cfg_family"
+	bpfVarCfgFilter        = "cfg_filter"
+	bpfVarCfgNetns         = "cfg_netns"
+	bpfVarCfgPids          = "cfg_pids"
+	bpfVarCfgPorts         = "cfg_ports"
+	bpfVarCfgResetReason   = "cfg_reset_reason"
+	bpfVarCfgSkHelpers     = "cfg_sk_helpers"
+	bpfVarCfgTpSkaddr      = "cfg_tp_skaddr"
+	bpfVarCfgTree          = "cfg_tree"
+	bpfVarCfgWakeupBytes   = "cfg_wakeup_bytes"
+	bpfVarUnusedEvent      = "unused_event"
+	bpfVarUnusedInspection = "unused_inspection"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -175,6 +192,8 @@ type bpfProgramSpecs struct {
 	StDestroySock *ebpf.ProgramSpec `ebpf:"st_destroy_sock"`
 	StExit        *ebpf.ProgramSpec `ebpf:"st_exit"`
 	StFork        *ebpf.ProgramSpec `ebpf:"st_fork"`
+	StInspectFile *ebpf.ProgramSpec `ebpf:"st_inspect_file"`
+	StInspectTcp  *ebpf.ProgramSpec `ebpf:"st_inspect_tcp"`
 	StIterFile    *ebpf.ProgramSpec `ebpf:"st_iter_file"`
 	StIterTcp     *ebpf.ProgramSpec `ebpf:"st_iter_tcp"`
 	StRecvReset   *ebpf.ProgramSpec `ebpf:"st_recv_reset"`
@@ -187,34 +206,36 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	Events       *ebpf.MapSpec `ebpf:"events"`
-	FilterAddrs  *ebpf.MapSpec `ebpf:"filter_addrs"`
-	FilterComms  *ebpf.MapSpec `ebpf:"filter_comms"`
-	FilterPids   *ebpf.MapSpec `ebpf:"filter_pids"`
-	FilterPorts  *ebpf.MapSpec `ebpf:"filter_ports"`
-	SockInfos    *ebpf.MapSpec `ebpf:"sock_infos"`
-	SockInfosLru *ebpf.MapSpec `ebpf:"sock_infos_lru"`
-	Totals       *ebpf.MapSpec `ebpf:"totals"`
+	Events        *ebpf.MapSpec `ebpf:"events"`
+	FilterAddrs   *ebpf.MapSpec `ebpf:"filter_addrs"`
+	FilterComms   *ebpf.MapSpec `ebpf:"filter_comms"`
+	FilterPids    *ebpf.MapSpec `ebpf:"filter_pids"`
+	FilterPorts   *ebpf.MapSpec `ebpf:"filter_ports"`
+	InspectStates *ebpf.MapSpec `ebpf:"inspect_states"`
+	SockInfos     *ebpf.MapSpec `ebpf:"sock_infos"`
+	SockInfosLru  *ebpf.MapSpec `ebpf:"sock_infos_lru"`
+	Totals        *ebpf.MapSpec `ebpf:"totals"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	CfgAddrs       *ebpf.VariableSpec `ebpf:"cfg_addrs"`
-	CfgCgroup      *ebpf.VariableSpec `ebpf:"cfg_cgroup"`
-	CfgComms       *ebpf.VariableSpec `ebpf:"cfg_comms"`
-	CfgFamily      *ebpf.VariableSpec `ebpf:"cfg_family"`
-	CfgFilter      *ebpf.VariableSpec `ebpf:"cfg_filter"`
-	CfgNetns       *ebpf.VariableSpec `ebpf:"cfg_netns"`
-	CfgPids        *ebpf.VariableSpec `ebpf:"cfg_pids"`
-	CfgPorts       *ebpf.VariableSpec `ebpf:"cfg_ports"`
-	CfgResetReason *ebpf.VariableSpec `ebpf:"cfg_reset_reason"`
-	CfgSkHelpers   *ebpf.VariableSpec `ebpf:"cfg_sk_helpers"`
-	CfgTpSkaddr    *ebpf.VariableSpec `ebpf:"cfg_tp_skaddr"`
-	CfgTree        *ebpf.VariableSpec `ebpf:"cfg_tree"`
-	CfgWakeupBytes *ebpf.VariableSpec `ebpf:"cfg_wakeup_bytes"`
-	UnusedEvent    *ebpf.VariableSpec `ebpf:"unused_event"`
+	CfgAddrs         *ebpf.VariableSpec `ebpf:"cfg_addrs"`
+	CfgCgroup        *ebpf.VariableSpec `ebpf:"cfg_cgroup"`
+	CfgComms         *ebpf.VariableSpec `ebpf:"cfg_comms"`
+	CfgFamily        *ebpf.VariableSpec `ebpf:"cfg_family"`
+	CfgFilter        *ebpf.VariableSpec `ebpf:"cfg_filter"`
+	CfgNetns         *ebpf.VariableSpec `ebpf:"cfg_netns"`
+	CfgPids          *ebpf.VariableSpec `ebpf:"cfg_pids"`
+	CfgPorts         *ebpf.VariableSpec `ebpf:"cfg_ports"`
+	CfgResetReason   *ebpf.VariableSpec `ebpf:"cfg_reset_reason"`
+	CfgSkHelpers     *ebpf.VariableSpec `ebpf:"cfg_sk_helpers"`
+	CfgTpSkaddr      *ebpf.VariableSpec `ebpf:"cfg_tp_skaddr"`
+	CfgTree          *ebpf.VariableSpec `ebpf:"cfg_tree"`
+	CfgWakeupBytes   *ebpf.VariableSpec `ebpf:"cfg_wakeup_bytes"`
+	UnusedEvent      *ebpf.VariableSpec `ebpf:"unused_event"`
+	UnusedInspection *ebpf.VariableSpec `ebpf:"unused_inspection"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -237,14 +258,15 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	Events       *ebpf.Map `ebpf:"events"`
-	FilterAddrs  *ebpf.Map `ebpf:"filter_addrs"`
-	FilterComms  *ebpf.Map `ebpf:"filter_comms"`
-	FilterPids   *ebpf.Map `ebpf:"filter_pids"`
-	FilterPorts  *ebpf.Map `ebpf:"filter_ports"`
-	SockInfos    *ebpf.Map `ebpf:"sock_infos"`
-	SockInfosLru *ebpf.Map `ebpf:"sock_infos_lru"`
-	Totals       *ebpf.Map `ebpf:"totals"`
+	Events        *ebpf.Map `ebpf:"events"`
+	FilterAddrs   *ebpf.Map `ebpf:"filter_addrs"`
+	FilterComms   *ebpf.Map `ebpf:"filter_comms"`
+	FilterPids    *ebpf.Map `ebpf:"filter_pids"`
+	FilterPorts   *ebpf.Map `ebpf:"filter_ports"`
+	InspectStates *ebpf.Map `ebpf:"inspect_states"`
+	SockInfos     *ebpf.Map `ebpf:"sock_infos"`
+	SockInfosLru  *ebpf.Map `ebpf:"sock_infos_lru"`
+	Totals        *ebpf.Map `ebpf:"totals"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -254,6 +276,7 @@ func (m *bpfMaps) Close() error {
 		m.FilterComms,
 		m.FilterPids,
 		m.FilterPorts,
+		m.InspectStates,
 		m.SockInfos,
 		m.SockInfosLru,
 		m.Totals,
@@ -264,20 +287,21 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	CfgAddrs       *ebpf.Variable `ebpf:"cfg_addrs"`
-	CfgCgroup      *ebpf.Variable `ebpf:"cfg_cgroup"`
-	CfgComms       *ebpf.Variable `ebpf:"cfg_comms"`
-	CfgFamily      *ebpf.Variable `ebpf:"cfg_family"`
-	CfgFilter      *ebpf.Variable `ebpf:"cfg_filter"`
-	CfgNetns       *ebpf.Variable `ebpf:"cfg_netns"`
-	CfgPids        *ebpf.Variable `ebpf:"cfg_pids"`
-	CfgPorts       *ebpf.Variable `ebpf:"cfg_ports"`
-	CfgResetReason *ebpf.Variable `ebpf:"cfg_reset_reason"`
-	CfgSkHelpers   *ebpf.Variable `ebpf:"cfg_sk_helpers"`
-	CfgTpSkaddr    *ebpf.Variable `ebpf:"cfg_tp_skaddr"`
-	CfgTree        *ebpf.Variable `ebpf:"cfg_tree"`
-	CfgWakeupBytes *ebpf.Variable `ebpf:"cfg_wakeup_bytes"`
-	UnusedEvent    *ebpf.Variable `ebpf:"unused_event"`
+	CfgAddrs         *ebpf.Variable `ebpf:"cfg_addrs"`
+	CfgCgroup        *ebpf.Variable `ebpf:"cfg_cgroup"`
+	CfgComms         *ebpf.Variable `ebpf:"cfg_comms"`
+	CfgFamily        *ebpf.Variable `ebpf:"cfg_family"`
+	CfgFilter        *ebpf.Variable `ebpf:"cfg_filter"`
+	CfgNetns         *ebpf.Variable `ebpf:"cfg_netns"`
+	CfgPids          *ebpf.Variable `ebpf:"cfg_pids"`
+	CfgPorts         *ebpf.Variable `ebpf:"cfg_ports"`
+	CfgResetReason   *ebpf.Variable `ebpf:"cfg_reset_reason"`
+	CfgSkHelpers     *ebpf.Variable `ebpf:"cfg_sk_helpers"`
+	CfgTpSkaddr      *ebpf.Variable `ebpf:"cfg_tp_skaddr"`
+	CfgTree          *ebpf.Variable `ebpf:"cfg_tree"`
+	CfgWakeupBytes   *ebpf.Variable `ebpf:"cfg_wakeup_bytes"`
+	UnusedEvent      *ebpf.Variable `ebpf:"unused_event"`
+	UnusedInspection *ebpf.Variable `ebpf:"unused_inspection"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.
@@ -289,6 +313,8 @@ type bpfPrograms struct {
 	StDestroySock *ebpf.Program `ebpf:"st_destroy_sock"`
 	StExit        *ebpf.Program `ebpf:"st_exit"`
 	StFork        *ebpf.Program `ebpf:"st_fork"`
+	StInspectFile *ebpf.Program `ebpf:"st_inspect_file"`
+	StInspectTcp  *ebpf.Program `ebpf:"st_inspect_tcp"`
 	StIterFile    *ebpf.Program `ebpf:"st_iter_file"`
 	StIterTcp     *ebpf.Program `ebpf:"st_iter_tcp"`
 	StRecvReset   *ebpf.Program `ebpf:"st_recv_reset"`
@@ -304,6 +330,8 @@ func (p *bpfPrograms) Close() error {
 		p.StDestroySock,
 		p.StExit,
 		p.StFork,
+		p.StInspectFile,
+		p.StInspectTcp,
 		p.StIterFile,
 		p.StIterTcp,
 		p.StRecvReset,

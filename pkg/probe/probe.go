@@ -223,7 +223,7 @@ func prune(spec *ebpf.CollectionSpec, program string) {
 		}
 	}
 	if program == bpfProgStSetStateTp {
-		for _, name := range []string{bpfMapSockInfos, bpfMapFilterAddrs, bpfMapFilterComms, bpfMapFilterPids, bpfMapFilterPorts} {
+		for _, name := range []string{bpfMapSockInfos, bpfMapInspectStates, bpfMapFilterAddrs, bpfMapFilterComms, bpfMapFilterPids, bpfMapFilterPorts} {
 			delete(spec.Maps, name)
 		}
 	}

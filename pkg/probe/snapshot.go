@@ -66,7 +66,7 @@ func runIter(open func() (io.ReadCloser, error)) error {
 // namespaces returns a path for each network namespace that a process lives in
 // or that has a name, the current one first.
 func namespaces() []string {
-	const self = "/proc/self/ns/net"
+	const self = "/proc/thread-self/ns/net"
 	seen := make(map[uint64]bool)
 	var paths []string
 	add := func(path string) {

@@ -263,8 +263,13 @@ func (r *Writer) message(b []byte, c *lifecycle.Conn, what func([]byte) []byte) 
 	m = appendTuple(append(m, ' '), c)
 	m = what(append(m, ' '))
 	r.line = m
-	b = append(key(b, "message"), '"')
-	for _, x := range m { // escaped for a terminal already
+	return quote(key(b, "message"), m)
+}
+
+// quote adds as a JSON string what was escaped for a terminal already.
+func quote(b, escaped []byte) []byte {
+	b = append(b, '"')
+	for _, x := range escaped {
 		if x == '"' || x == '\\' {
 			b = append(b, '\\')
 		}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"flag"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -104,20 +103,7 @@ func TestGolden(t *testing.T) {
 		"text": {}, "wide": {Format: FormatWide}, "json": {Format: FormatJSON}, "color": {Color: true}, "rfc": {Names: event.NamingRFC},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := "testdata/" + name + ".golden"
-			got := render(o, every)
-			if *update {
-				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("differs from %s; look at the change with go test -update and git diff:\n%s", path, got)
-			}
+			golden(t, name, render(o, every))
 		})
 	}
 }

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package census counts the TCP sockets of a host at one moment: in which state
+// each is, since when, who holds it, which listener it came from. What an
+// inspection of the kernel shows is joined with what the events told, where
+// there were any. It is pure: the looking is done by who calls Add.
+package census
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+// Holder is a process and its descriptors of one socket.
+type Holder struct {
+	event.Task
+	FDs []int32 // ascending
+}
+
+// Age is how long a socket has been in its state, in nanoseconds.
+type Age struct {
+	Min int64 // at least; 0 nothing known
+	Max int64 // at most; 0 not known
+	// Known is Seen where Min and Max are the same, because an event told the
+	// beginning; Inferred where Min is no proof, but the likely age; else
+	// AtLeast.
+	Known lifecycle.Known
+}
+
+// Socket is one socket of the census.
+type Socket struct {
+	event.Sighting
+	Age       Age
+	Role      lifecycle.Role
+	RoleKnown lifecycle.Known // Seen, or Inferred from the listeners that are there
+	Holders   []Holder        // by pid
+	// Listeners are those that the connection may have come through, and for one
+	// that was not accepted, in whose queue it waits: several with SO_REUSEPORT.
+	Listeners []*Socket
+	// Idle is how long nothing but the FIN had come or gone before the peer
+	// closed, in nanoseconds; only where the FIN was seen. 0 unknown.
+	Idle int64
+}
+
+// NotAccepted reports whether the connection waits in the queue of a listener:
+// no struct socket has been made for it, and no descriptor was closed either.
+func (s *Socket) NotAccepted() bool {
+	return s.Flags.Has(event.FlagNoSocket) && s.Flags&(event.FlagDead|event.FlagMini|event.FlagMPTCP) == 0 && s.New != event.StateListen
+}
+
+// Hidden reports whether the connection has ended while its descriptor is open:
+// no table of the kernel shows it. A socket that was never connected, or was
+// disconnected, has no peer (tcp_disconnect in net/ipv4/tcp.c).
+func (s *Socket) Hidden() bool {
+	return s.New == event.StateClose && s.Opened && s.Peer.Port() != 0
+}
+
+// Elsewhere returns how many references to the open file are not among the
+// descriptors that were found: held by a system call at work, a message on a
+// unix socket, io_uring, or a process that came meanwhile.
+func (s *Socket) Elsewhere() int {
+	n := int(s.References)
+	for _, h := range s.Holders {
+		n -= len(h.FDs)
+	}
+	return max(n, 0)
+}
+
+// Orphan reports whether no process holds the socket any more: the kernel
+// finishes the connection alone.
+func (s *Socket) Orphan() bool { return s.Flags&(event.FlagDead|event.FlagMini) != 0 }
+
+// Census is the sockets of a host at one moment. Add all sightings, then
+// Complete, then read Sockets.
+type Census struct {
+	Now     int64 // nanoseconds since boot, when it began
+	Sockets []*Socket
+
+	byInode map[uint64]*Socket
+	seen    map[event.SocketID]bool
+}
+
+// New begins a census.
+func New(now int64) *Census {
+	return &Census{Now: now, byInode: make(map[uint64]*Socket), seen: make(map[event.SocketID]bool)}
+}
+
+// Add takes one sighting, first those of sockets, then those of holders. A
+// socket that moved from one bucket of the kernel's table to another while they
+// were walked may come twice; it counts once.
+func (c *Census) Add(s *event.Sighting) {
+	if s.Kind == event.KindHolder {
+		c.hold(s)
+		return
+	}
+	if s.Socket != 0 {
+		if c.seen[s.Socket] {
+			return
+		}
+		c.seen[s.Socket] = true
+	}
+	c.put(s)
+}
+
+func (c *Census) put(s *event.Sighting) *Socket {
+	socket := &Socket{Sighting: *s}
+	c.Sockets = append(c.Sockets, socket)
+	if s.Inode != 0 && c.byInode[s.Inode] == nil {
+		c.byInode[s.Inode] = socket
+	}
+	return socket
+}
+
+func (c *Census) hold(s *event.Sighting) {
+	socket := c.byInode[s.Inode]
+	if socket == nil {
+		// In CLOSE, or opened since the sockets were listed.
+		if s.Protocol == event.ProtoMPTCP {
+			return
+		}
+		socket = c.put(s)
+		socket.Task, socket.FD = event.Task{}, -1
+	}
+	i, found := slices.BinarySearchFunc(socket.Holders, s.Task.PID, func(h Holder, pid uint32) int { return cmp.Compare(h.PID, pid) })
+	if !found {
+		socket.Holders = slices.Insert(socket.Holders, i, Holder{Task: s.Task})
+	}
+	h := &socket.Holders[i]
+	if at, found := slices.BinarySearch(h.FDs, s.FD); !found {
+		h.FDs = slices.Insert(h.FDs, at, s.FD)
+	}
+}
+
+// Unheld returns the sockets that should have a descriptor, and none was found.
+func (c *Census) Unheld() map[*Socket]bool {
+	left := make(map[*Socket]bool)
+	for _, s := range c.Sockets {
+		if s.Inode != 0 && len(s.Holders) == 0 && !s.Flags.Has(event.FlagMPTCP) {
+			left[s] = true
+		}
+	}
+	return left
+}
+
+// Drop forgets sockets.
+func (c *Census) Drop(which func(*Socket) bool) { c.Sockets = slices.DeleteFunc(c.Sockets, which) }
+
+// History finds what the events told of a socket; nil: nothing.
+type History func(event.SocketID) *lifecycle.Conn
+
+// Complete joins listeners and histories to the sockets that were added.
+func (c *Census) Complete(history History) {
+	listeners := make(map[endpoint][]*Socket)
+	for _, s := range c.Sockets {
+		if s.New == event.StateListen {
+			key := endpoint{s.Netns, s.Local.Port()}
+			listeners[key] = append(listeners[key], s)
+		}
+	}
+	for _, s := range c.Sockets {
+		var conn *lifecycle.Conn
+		if history != nil && s.Socket != 0 {
+			conn = history(s.Socket)
+		}
+		if conn != nil {
+			restore(&s.Event, conn)
+		}
+		s.Listeners = match(s, listeners[endpoint{s.Netns, s.Local.Port()}])
+		s.Role, s.RoleKnown = role(s, conn)
+		if s.Role != lifecycle.RoleServer && !s.NotAccepted() {
+			s.Listeners = nil
+		}
+		s.Age = age(s, conn)
+		if last := max(s.LastReceived, s.LastSent); s.New == event.StateCloseWait && s.Age.Known == lifecycle.Seen && last != 0 {
+			s.Idle = max(s.Time-s.Age.Min-last, 0)
+		}
+	}
+}
+
+type endpoint struct {
+	netns uint32
+	port  uint16
+}
+
+// restore gives a socket back what the kernel cleared on the way down.
+func restore(e *event.Event, c *lifecycle.Conn) {
+	if c.Local.IsValid() {
+		e.Local = c.Local
+	}
+	if c.Peer.IsValid() {
+		e.Peer = c.Peer
+	}
+	if e.Netns == 0 {
+		e.Netns = c.Netns
+	}
+	e.Owner, e.OwnerSource = c.Owner.Task, c.Owner.Source
+}
+
+// match returns the listeners on the socket's own address, or those on any.
+func match(s *Socket, listeners []*Socket) []*Socket {
+	var exact, any []*Socket
+	for _, l := range listeners {
+		switch addr := l.Local.Addr(); {
+		case l == s:
+		case addr == s.Local.Addr():
+			exact = append(exact, l)
+		case addr.IsUnspecified() && (addr.Is6() || s.Local.Addr().Is4()):
+			any = append(any, l)
+		}
+	}
+	if exact != nil {
+		return exact
+	}
+	return any
+}
+
+func role(s *Socket, c *lifecycle.Conn) (lifecycle.Role, lifecycle.Known) {
+	switch {
+	case s.New == event.StateListen:
+		return lifecycle.RoleListener, lifecycle.Seen
+	case c != nil && c.Role != lifecycle.RoleUnknown:
+		return c.Role, lifecycle.Seen
+	case s.NotAccepted(), s.New == event.StateSynRecv:
+		return lifecycle.RoleServer, lifecycle.Seen
+	case s.New == event.StateSynSent:
+		return lifecycle.RoleClient, lifecycle.Seen
+	case len(s.Listeners) > 0:
+		return lifecycle.RoleServer, lifecycle.Inferred
+	case s.Peer.Port() == 0 || s.Peer.Addr() == (netip.Addr{}):
+		return lifecycle.RoleUnknown, lifecycle.Seen
+	}
+	return lifecycle.RoleClient, lifecycle.Inferred
+}
+
+// age takes the event that began the state where there is one. Else a bound:
+// every change of state is made by a segment that comes or goes, so the state
+// began no later than the last one did (in CLOSE none follows, so it began just
+// then), and CLOSE_WAIT no earlier than the last payload came, as nothing comes
+// behind a FIN.
+func age(s *Socket, c *lifecycle.Conn) (a Age) {
+	now := s.Time
+	a.Known = lifecycle.AtLeast
+	if c != nil {
+		start, known := int64(0), lifecycle.AtLeast
+		switch last := c.Spans[len(c.Spans)-1]; {
+		case c.End != 0 && s.New == event.StateClose:
+			start, known = c.End, lifecycle.Seen
+		case c.End == 0 && last.State == s.New:
+			start, known = last.Start, last.Known
+			if start == 0 {
+				start, known = c.FirstEvent, lifecycle.AtLeast
+			}
+		}
+		if start != 0 {
+			a.Min = max(now-start, 0)
+			if a.Known = known; known == lifecycle.Seen {
+				a.Max = a.Min
+				return a
+			}
+		}
+	}
+	if s.LastSegment != 0 {
+		a.Min = max(a.Min, now-s.LastSegment)
+		if s.New == event.StateClose {
+			a.Known = lifecycle.Inferred
+		}
+	}
+	if s.New == event.StateCloseWait && s.LastReceived != 0 {
+		a.Max = now - s.LastReceived
+	}
+	return a
+}

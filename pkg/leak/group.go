@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package leak
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+// Group is findings that have their holder, service, or what else was asked
+// for in common.
+type Group struct {
+	Key      string    // the same for the same group in every report of a run
+	Findings []Finding // oldest first
+	Verdicts [NumVerdicts]int
+	States   [event.NumStates]int
+	Unread   uint64 // bytes of payload, of all findings
+}
+
+// Oldest returns the finding that has been stuck for longest.
+func (g *Group) Oldest() *Finding { return &g.Findings[0] }
+
+// Holders returns the processes that hold the first finding, which for a group
+// by process hold all of them. Of a connection that nobody accepted these are
+// the holders of its listener.
+func (f *Finding) Owners() []event.Task {
+	var tasks []event.Task
+	add := func(t event.Task) {
+		if !slices.ContainsFunc(tasks, func(have event.Task) bool { return have.PID == t.PID }) {
+			tasks = append(tasks, t)
+		}
+	}
+	for _, h := range f.Holders {
+		add(h.Task)
+	}
+	if f.NotAccepted() {
+		for _, l := range f.Listeners {
+			for _, h := range l.Holders {
+				add(h.Task)
+			}
+		}
+	}
+	return tasks
+}
+
+// Service is what the connection is for: the peer's address where we called,
+// our port where they did.
+func (f *Finding) Service() (lifecycle.Role, netip.AddrPort) {
+	if f.Role == lifecycle.RoleServer {
+		return f.Role, f.Local
+	}
+	return f.Role, f.Peer
+}
+
+// Key tells findings apart.
+type Key func(*Finding) string
+
+// ByProcess groups by the processes that hold the socket, and the service.
+func ByProcess(f *Finding) string {
+	var b []byte
+	for _, t := range f.Owners() {
+		b = strconv.AppendUint(b, uint64(t.PID), 10)
+		b = append(b, '@')
+		b = strconv.AppendInt(b, t.Start, 10)
+		b = append(b, ' ')
+	}
+	role, service := f.Service()
+	if role == lifecycle.RoleServer {
+		return string(strconv.AppendUint(append(b, '<'), uint64(service.Port()), 10))
+	}
+	return string(service.AppendTo(append(b, '>')))
+}
+
+// ByPeer groups by the peer: address and port where we called, the address
+// where they did, as their ports are chance.
+func ByPeer(f *Finding) string {
+	if f.Role == lifecycle.RoleServer {
+		return f.Peer.Addr().String()
+	}
+	return f.Peer.String()
+}
+
+// ByListener groups by the port that the connection came in at; what we called
+// out is one group.
+func ByListener(f *Finding) string {
+	if f.Role != lifecycle.RoleServer {
+		return ""
+	}
+	return strconv.Itoa(int(f.Local.Port()))
+}
+
+// ByNone makes each finding a group.
+func ByNone(f *Finding) string {
+	return strconv.FormatUint(uint64(f.Sighting.Socket), 16) + "/" + strconv.FormatUint(f.Inode, 10)
+}
+
+// Group puts findings together, the largest group first.
+func (r *Report) Group(by Key) []Group {
+	index := make(map[string]int)
+	var groups []Group
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		key := by(f)
+		at, ok := index[key]
+		if !ok {
+			at = len(groups)
+			index[key] = at
+			groups = append(groups, Group{Key: key})
+		}
+		g := &groups[at]
+		g.Findings = append(g.Findings, *f)
+		g.Verdicts[f.Verdict]++
+		g.States[f.New]++
+		g.Unread += uint64(f.Unread)
+	}
+	slices.SortStableFunc(groups, func(a, b Group) int {
+		return cmp.Or(cmp.Compare(len(b.Findings), len(a.Findings)), cmp.Compare(b.Oldest().Age.Min, a.Oldest().Age.Min))
+	})
+	return groups
+}
+
+// Least findings that must agree for CommonIdle to speak.
+const least = 3
+
+// CommonIdle returns how long the connections of the group had been idle when
+// the peer closed them, in nanoseconds, if most that are known to have waited
+// for about as long: then the peer has a time-out of that length, and the pool
+// at this end does not know. 0 otherwise.
+func (g *Group) CommonIdle() int64 {
+	var idle []int64
+	for _, f := range g.Findings {
+		if f.Idle > 1e9 {
+			idle = append(idle, f.Idle)
+		}
+	}
+	if len(idle) < least {
+		return 0
+	}
+	slices.Sort(idle)
+	median := idle[len(idle)/2]
+	near := 0
+	for _, d := range idle {
+		if d >= median-median/10 && d <= median+median/10 {
+			near++
+		}
+	}
+	if near*4 < len(idle)*3 {
+		return 0
+	}
+	return median
+}

@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"bytes"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/leak"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+// Process is what is shown of a process beside its name. What is not known is
+// empty or zero.
+type Process struct {
+	Executable  string
+	CommandLine string
+	User        string
+	Unit        string
+	Container   string
+	Pod         string
+	FDs         int // open descriptors
+	FDLimit     int // how many it may have
+}
+
+// Leaks is a report to show.
+type Leaks struct {
+	leak.Report
+	Groups    []leak.Group
+	Processes func(event.Task) Process
+	// Growth is by how many sockets a group grew, per second, by its key;
+	// present where the group was watched.
+	Growth   map[string]float64
+	MinAge   int64 // nanoseconds
+	Examples int   // sockets shown of each group
+	Each     bool  // each socket is a group: one record a socket
+}
+
+// meaning says a verdict in a sentence.
+var meaning = [leak.NumVerdicts]string{
+	leak.Unknown:     "",
+	leak.NotAccepted: "nobody has accepted it: it waits in the queue of its listener",
+	leak.DataUnread:  "data came that the process has not read, and the end of file behind it",
+	leak.EOFUnread:   "all data was read, the end of file never: the process does not know that the peer closed",
+	leak.Drained:     "nothing is left to read: the process saw the end, or will at its next read; close() is missing",
+	leak.ShutDown:    "the process called shutdown(), and never close()",
+	leak.Hidden:      "the connection has ended, its descriptor stays open; ss does not show it",
+}
+
+// advice is what to look for next, by verdict.
+var advice = [leak.NumVerdicts]string{
+	leak.NotAccepted: "the accept loop is stuck or too slow: look at what its threads do",
+	leak.DataUnread:  "the handler is stuck, or forgot the socket: look at what its threads do",
+	leak.EOFUnread:   "nobody reads this socket any more: an idle one in a pool, or a handler that is stuck elsewhere",
+	leak.Drained:     "a close() is missing on some path: an error path, or a response body that is never closed",
+	leak.ShutDown:    "close() must follow shutdown(); only close() gives the descriptor back",
+	leak.Hidden:      "a close() is missing on the path that handles an error of the connection",
+}
+
+// Leaks shows a report: as text, or a record for each group.
+func (r *Writer) Leaks(l *Leaks) {
+	for i := range l.Groups {
+		if r.opts.Format == FormatJSON {
+			r.jsonLeak(l, &l.Groups[i])
+		} else {
+			r.textLeak(l, &l.Groups[i])
+		}
+		r.full()
+	}
+	if r.opts.Format != FormatJSON {
+		r.buf = l.appendTotal(r.buf)
+	}
+	r.full()
+}
+
+// Clear empties the terminal that the output goes to.
+func (r *Writer) Clear() { r.buf = append(r.buf, "\x1b[H\x1b[2J"...) }
+
+func (l *Leaks) appendTotal(b []byte) []byte {
+	if len(l.Findings) == 0 {
+		b = append(b, "no leaks: nothing has been stuck for "...)
+	} else {
+		b = appendCount(b, len(l.Findings), "socket")
+		b = append(b, " leaked: stuck for "...)
+	}
+	b = append(b, time.Duration(l.MinAge).String()...)
+	b = append(b, " or longer"...)
+	if l.Young > 0 {
+		b = appendInt(append(b, "; "...), int64(l.Young))
+		b = append(b, " younger"...)
+	}
+	if l.Undecided > 0 {
+		b = appendInt(append(b, "; "...), int64(l.Undecided))
+		b = append(b, " of unknown age: --for "...)
+		b = append(b, time.Duration(l.MinAge).String()...)
+		b = append(b, " tells"...)
+	}
+	return append(b, '\n')
+}
+
+func appendCount(b []byte, n int, noun string) []byte {
+	b = append(append(appendInt(b, int64(n)), ' '), noun...)
+	if n != 1 {
+		b = append(b, 's')
+	}
+	return b
+}
+
+// wrapped adds text on as many lines as it needs, all but the first indented
+// by two more. It must be escaped.
+func (r *Writer) wrapped(indent int, style string, text []byte) {
+	r.buf = append(r.buf, strings.Repeat(" ", indent)...)
+	column := indent
+	for i, word := range bytes.Fields(text) {
+		n := utf8.RuneCount(word)
+		switch {
+		case i == 0:
+		case column+1+n > Width && r.opts.Format == FormatText:
+			r.buf = append(r.buf, '\n')
+			r.buf = append(r.buf, strings.Repeat(" ", indent+2)...)
+			column = indent + 2
+		default:
+			r.buf = append(r.buf, ' ')
+			column++
+		}
+		if style != "" {
+			r.styled(style, word)
+		} else {
+			r.buf = append(r.buf, word...)
+		}
+		column += n
+	}
+	r.buf = append(r.buf, '\n')
+}
+
+// lineOf adds a line of text, cut at the width unless all is asked for.
+func (r *Writer) lineOf(indent int, style string, text []byte) {
+	r.buf = append(r.buf, strings.Repeat(" ", indent)...)
+	if r.opts.Format == FormatText {
+		text = cut(text, Width-indent)
+	}
+	if style == "" {
+		r.buf = append(r.buf, text...)
+	} else {
+		r.styled(style, text)
+	}
+	r.buf = append(r.buf, '\n')
+}
+
+func (r *Writer) textLeak(l *Leaks, g *leak.Group) {
+	owners := g.Oldest().Owners()
+	r.wrapped(0, styleBold, r.appendHeadline(r.line[:0], l, g, owners))
+	for _, t := range owners {
+		if text := appendProcess(r.line[:0], l.Processes(t), len(owners) > 1, &t); len(text) > 0 {
+			r.lineOf(2, styleDim, text)
+		}
+	}
+	for v, n := range g.Verdicts {
+		if n > 0 {
+			r.textVerdict(g, leak.Verdict(v), n)
+		}
+	}
+	if idle := g.CommonIdle(); idle != 0 {
+		b := AppendDuration(append(r.line[:0], "most were closed by the peer after about "...), idle)
+		r.wrapped(2, "", append(b, " of silence: its keep-alive time-out is shorter than ours"...))
+	}
+	r.textFDs(l, g, owners)
+	shown := min(len(g.Findings), l.Examples)
+	for i := range g.Findings[:shown] {
+		r.lineOf(4, "", r.appendFinding(r.line[:0], &g.Findings[i], g))
+	}
+	if more := len(g.Findings) - shown; more > 0 {
+		r.lineOf(4, styleDim, append(appendInt(append(r.line[:0], "and "...), int64(more)), " more"...))
+	}
+	r.textAdvice(l, g, owners)
+	r.buf = append(r.buf, '\n')
+}
+
+// appendHeadline says who holds how many of what.
+func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, owners []event.Task) []byte {
+	for i, t := range owners {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = appendTask(b, &t)
+	}
+	switch f := g.Oldest(); {
+	case len(owners) == 0 && f.Orphan():
+		b = append(b, "no process"...)
+	case len(owners) == 0:
+		b = append(b, "a process that was not found"...)
+	case g.Verdicts[leak.NotAccepted] == len(g.Findings) && len(owners) > 1:
+		b = append(b, " (one of them)"...)
+	}
+	b = append(b, ": "...)
+	b = appendCounts(b, g, r.opts.Names)
+	role, service := g.Oldest().Service()
+	if role == lifecycle.RoleServer {
+		b = appendInt(append(b, ", came in at port "...), int64(service.Port()))
+	} else {
+		b = appendAddr(append(b, ", called "...), service)
+	}
+	b = append(b, ", oldest "...)
+	b = appendAge(b, g.Oldest().Age)
+	if rate, ok := l.Growth[g.Key]; ok && rate != 0 {
+		b = appendRate(append(b, ", "...), rate)
+	}
+	return b
+}
+
+// appendCounts counts the findings by state; what the kernel calls CLOSE is
+// said in words.
+func appendCounts(b []byte, g *leak.Group, names event.Naming) []byte {
+	first := true
+	for s, n := range g.States {
+		if n == 0 {
+			continue
+		}
+		if !first {
+			b = append(b, " and "...)
+		}
+		first = false
+		b = append(appendInt(b, int64(n)), ' ')
+		if event.State(s) == event.StateClose {
+			b = append(b, "ended but not closed"...)
+		} else {
+			b = append(b, event.State(s).Name(names)...)
+		}
+	}
+	return b
+}
+
+// appendRate says a growth per second in a unit that gives a number of some size.
+func appendRate(b []byte, perSecond float64) []byte {
+	unit := "/s"
+	switch size := max(perSecond, -perSecond); {
+	case size < 1.0/60:
+		perSecond, unit = perSecond*3600, "/h"
+	case size < 1:
+		perSecond, unit = perSecond*60, "/min"
+	}
+	if perSecond > 0 {
+		b = append(b, '+')
+	}
+	return append(strconv.AppendFloat(b, perSecond, 'f', 0, 64), unit...)
+}
+
+func appendProcess(b []byte, p Process, named bool, t *event.Task) []byte {
+	start := len(b)
+	if named {
+		b = append(appendTask(b, t), ": "...)
+		start = len(b)
+	}
+	put := func(label, value string) {
+		if value == "" {
+			return
+		}
+		if len(b) > start {
+			b = append(b, "  "...)
+		}
+		b = EscapeText(append(b, label...), []byte(value))
+	}
+	if p.CommandLine != "" {
+		put("", p.CommandLine)
+	} else {
+		put("", p.Executable)
+	}
+	put("user ", p.User)
+	put("unit ", p.Unit)
+	put("container ", p.Container)
+	put("pod ", p.Pod)
+	if len(b) == start {
+		return b[:0]
+	}
+	return b
+}
+
+func (r *Writer) textVerdict(g *leak.Group, v leak.Verdict, n int) {
+	b := appendInt(r.line[:0], int64(n))
+	b = append(append(b, ' '), v.String()...)
+	why := meaning[v]
+	if v == leak.Unknown {
+		for i := range g.Findings {
+			if g.Findings[i].Verdict == v {
+				why = g.Findings[i].Why
+				break
+			}
+		}
+	}
+	b = append(append(b, ": "...), why...)
+	if v == leak.DataUnread {
+		b = append(AppendBytes(append(b, " ("...), g.Unread), ')')
+	}
+	r.wrapped(2, "", b)
+	if v != leak.NotAccepted {
+		return
+	}
+	for _, s := range g.Oldest().Listeners {
+		b := appendAddr(append(r.line[:0], "listener "...), s.Local)
+		b = appendInt(append(b, ": "...), int64(s.Sighting.Unread))
+		b = appendInt(append(b, " in its queue of at most "...), int64(s.Sighting.Unsent))
+		r.lineOf(4, "", b)
+	}
+}
+
+// textFDs says how near the processes are to their limits.
+func (r *Writer) textFDs(l *Leaks, g *leak.Group, owners []event.Task) {
+	for _, t := range owners {
+		p := l.Processes(t)
+		if p.FDLimit == 0 || p.FDs == 0 {
+			continue
+		}
+		b := r.line[:0]
+		if len(owners) > 1 {
+			b = append(appendTask(b, &t), ": "...)
+		}
+		b = append(AppendGrouped(b, p.FDs), " of "...)
+		b = append(AppendGrouped(b, p.FDLimit), " descriptors used"...)
+		style := ""
+		if left, ok := l.Exhaustion(g, p); ok {
+			b = append(AppendDuration(append(b, "; none left in about "...), left), " at this rate"...)
+			style = styleRed
+		}
+		r.lineOf(2, style, b)
+	}
+}
+
+// Exhaustion returns in how many nanoseconds the process has no descriptor
+// left if the group goes on growing as it did.
+func (l *Leaks) Exhaustion(g *leak.Group, p Process) (int64, bool) {
+	rate := l.Growth[g.Key]
+	if rate <= 0 || p.FDLimit == 0 || p.FDs > p.FDLimit {
+		return 0, false
+	}
+	return int64(float64(p.FDLimit-p.FDs) / rate * 1e9), true
+}
+
+// AppendGrouped adds a number with a comma between thousands.
+func AppendGrouped(b []byte, n int) []byte {
+	text := strconv.Itoa(n)
+	for i := range len(text) {
+		if i > 0 && (len(text)-i)%3 == 0 {
+			b = append(b, ',')
+		}
+		b = append(b, text[i])
+	}
+	return b
+}
+
+// appendFinding shows one socket.
+func (r *Writer) appendFinding(b []byte, f *leak.Finding, g *leak.Group) []byte {
+	at := len(b)
+	several := len(g.Oldest().Owners()) > 1
+	for i := range f.Holders {
+		h := &f.Holders[i]
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		if several {
+			b = append(appendInt(append(b, "pid "...), int64(h.PID)), ' ')
+		}
+		b = appendFDs(append(b, "fd "...), h)
+	}
+	if n := f.Elsewhere(); n > 0 && f.Inode != 0 {
+		if len(b) > at {
+			b = append(b, ", "...)
+		}
+		b = append(appendInt(b, int64(n)), " held elsewhere"...)
+	}
+	if len(f.Holders) == 0 && f.NotAccepted() {
+		b = append(b, "in the queue"...)
+	}
+	b = pad(b, at, 12)
+	b = pad(appendAge(append(b, "  "...), f.Age), at, 22)
+	b = appendEnds(append(b, "  "...), f.Socket)
+	if g.Verdicts[f.Verdict] < len(g.Findings) {
+		b = append(append(b, "  "...), f.Verdict.String()...)
+	}
+	if f.Unread > 0 {
+		b = append(AppendBytes(append(b, "  "...), uint64(f.Unread)), " unread"...)
+	}
+	if f.Waited {
+		b = append(b, "  polled"...)
+	}
+	if f.Err != 0 {
+		b = append(append(b, "  "...), errnoText(f.Err)...)
+	}
+	if r.opts.Format == FormatWide {
+		b = appendSocketIDs(b, f.Socket)
+	}
+	return b
+}
+
+// pad fills up with blanks to a width that counts from at.
+func pad(b []byte, at, width int) []byte {
+	for n := utf8.RuneCount(b[at:]); n < width; n++ {
+		b = append(b, ' ')
+	}
+	return b
+}
+
+// textAdvice says what to look for and how to get rid of the sockets. stated
+// does none of it.
+func (r *Writer) textAdvice(l *Leaks, g *leak.Group, owners []event.Task) {
+	worst := worstVerdict(g)
+	if advice[worst] == "" || len(owners) == 0 {
+		return
+	}
+	r.wrapped(2, "", append(append(r.line[:0], "next: "...), advice[worst]...))
+	pid := int64(owners[0].PID)
+	b := appendInt(append(r.line[:0], "threads: gdb -p "...), pid)
+	r.lineOf(8, styleDim, append(b, " -batch -ex 'thread apply all bt'"...))
+	if unit := l.Processes(owners[0]).Unit; unit != "" && safeWord(unit) {
+		r.lineOf(8, styleDim, append(append(r.line[:0], "restart: systemctl restart "...), unit...))
+	}
+	at := slices.IndexFunc(g.Findings, func(f leak.Finding) bool { return len(f.Holders) > 0 })
+	if at < 0 {
+		return
+	}
+	f := &g.Findings[at]
+	h := f.Holders[0]
+	b = appendInt(append(r.line[:0], "close one from outside: gdb -p "...), int64(h.PID))
+	b = appendInt(append(b, " -batch -ex 'call (int)close("...), int64(h.FDs[0]))
+	r.lineOf(8, styleDim, append(b, ")'"...))
+	if f.New != event.StateClose {
+		r.lineOf(8, styleDim, append(r.line[:0], "ss -K ends the connection, but the descriptor stays open: it only hides the leak"...))
+	}
+}
+
+// safeWord reports whether s can stand in a command that a person copies.
+func safeWord(s string) bool {
+	return !bytes.ContainsFunc([]byte(s), func(c rune) bool {
+		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_.@:", c))
+	})
+}

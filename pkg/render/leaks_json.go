@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"hash/fnv"
+	"strconv"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/leak"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+// maxExamples is how many sockets a record names: the schema's bound.
+const maxExamples = 5
+
+// jsonLeak writes a group as one tcp.leak record. With Each, it is about one
+// socket, and says everything of it.
+func (r *Writer) jsonLeak(l *Leaks, g *leak.Group) {
+	oldest := g.Oldest()
+	owners := oldest.Owners()
+	r.begin("tcp.leak", "WARN", l.Now)
+	b := text(r.buf, "network.transport", "tcp")
+	if len(owners) > 0 {
+		p := l.Processes(owners[0])
+		b = process(b, "process.", &owners[0])
+		b = r.jsonProcess(b, &p)
+		if p.FDLimit > 0 {
+			b = number(b, "stated.leak.fd.used", int64(p.FDs))
+			b = number(b, "stated.leak.fd.limit", int64(p.FDLimit))
+		}
+		if left, ok := l.Exhaustion(g, p); ok {
+			b = number(b, "stated.leak.fd.exhaustion_ns", left)
+		}
+	}
+	b = append(key(b, "stated.leak.id"), '"')
+	b = appendHex(b, leakID(&r.opts.Host, owners, oldest))
+	b = append(b, '"')
+	if l.Each {
+		b = r.jsonSocket(b, oldest)
+	} else {
+		b = r.jsonGroup(b, l, g)
+	}
+	worst := worstVerdict(g)
+	b = text(b, "stated.leak.verdict", worst.String())
+	if worst == leak.Unknown {
+		b = text(b, "stated.leak.unknown_why", oldest.Why)
+	}
+	b = number(b, "stated.leak.oldest_age_ns", oldest.Age.Min)
+	b = text(b, "stated.leak.age_known", oldest.Age.Known.String())
+	m := r.appendHeadline(nil, l, g, owners)
+	r.buf = quote(key(b, "message"), m)
+	r.end()
+}
+
+func (r *Writer) jsonProcess(b []byte, p *Process) []byte {
+	for _, kv := range [...][2]string{
+		{"process.executable.path", p.Executable}, {"process.command_line", p.CommandLine}, {"user.name", p.User},
+		{"stated.systemd.unit", p.Unit}, {"container.id", p.Container}, {"k8s.pod.uid", p.Pod},
+	} {
+		if kv[1] != "" {
+			b = appendString(key(b, kv[0]), []byte(kv[1]))
+		}
+	}
+	return b
+}
+
+// leakID names a leak across reports and restarts: the host, the program, the
+// state, and the service.
+func leakID(h *Host, owners []event.Task, f *leak.Finding) uint64 {
+	hash := fnv.New64a()
+	put := func(s string) {
+		hash.Write([]byte(s))
+		hash.Write([]byte{0})
+	}
+	put(h.ID)
+	for _, t := range owners {
+		put(t.Comm.String())
+	}
+	put(f.New.String())
+	role, service := f.Service()
+	put(role.String())
+	if role == lifecycle.RoleServer {
+		put(strconv.Itoa(int(service.Port())))
+	} else {
+		put(service.String())
+	}
+	return hash.Sum64()
+}
+
+func worstVerdict(g *leak.Group) leak.Verdict {
+	worst := leak.Unknown
+	for v, n := range g.Verdicts {
+		if n > g.Verdicts[worst] {
+			worst = leak.Verdict(v)
+		}
+	}
+	return worst
+}
+
+// jsonGroup adds the counts of a group and examples of its sockets.
+func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
+	b = number(b, "stated.leak.sockets", int64(len(g.Findings)))
+	for s, n := range g.States {
+		if n > 0 {
+			b = number(b, "stated.leak.sockets_by_state."+event.State(s).Name(event.NamingOTel), int64(n))
+		}
+	}
+	for v, n := range g.Verdicts {
+		if n > 0 {
+			b = number(b, "stated.leak.sockets_by_verdict."+leak.Verdict(v).String(), int64(n))
+		}
+	}
+	b = number(b, "stated.leak.unread_bytes", int64(g.Unread))
+	role, service := g.Oldest().Service()
+	b = text(b, "stated.leak.opened_by", role.String())
+	if role == lifecycle.RoleServer {
+		b = number(b, "network.local.port", int64(service.Port()))
+	} else {
+		b = end(b, "network.peer", service)
+	}
+	if rate, ok := l.Growth[g.Key]; ok {
+		b = strconv.AppendFloat(key(b, "stated.leak.growth_per_hour"), rate*3600, 'f', 1, 64)
+	}
+	if idle := g.CommonIdle(); idle != 0 {
+		b = number(b, "stated.leak.idle_before_fin_ns", idle)
+	}
+	b = append(key(b, "stated.leak.examples"), '[')
+	for i := range g.Findings[:min(len(g.Findings), maxExamples)] {
+		f := &g.Findings[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, `{"local":"`...)
+		b = append(f.Local.AppendTo(b), `","peer":"`...)
+		b = append(f.Peer.AppendTo(b), '"')
+		b = number(b, "age_ns", f.Age.Min)
+		b = text(b, "verdict", f.Verdict.String())
+		if len(f.Holders) > 0 {
+			b = number(b, "pid", int64(f.Holders[0].PID))
+			b = number(b, "fd", int64(f.Holders[0].FDs[0]))
+		}
+		b = append(b, '}')
+	}
+	return append(b, ']')
+}
+
+// jsonSocket adds everything that is known of one socket.
+func (r *Writer) jsonSocket(b []byte, f *leak.Finding) []byte {
+	b = number(b, "stated.leak.sockets", 1)
+	b = text(b, "network.connection.state", f.New.Name(event.NamingOTel))
+	b = socketFacts(b, f.Socket)
+	b = number(b, "stated.leak.unread_bytes", int64(f.Unread))
+	if f.Idle != 0 {
+		b = number(b, "stated.leak.idle_before_fin_ns", f.Idle)
+	}
+	return jsonHolders(b, "stated.leak.holders", f.Socket)
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/stated-tcp/stated/pkg/census"
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/leak"
+)
+
+// stuckSockets is a census with a leak of each kind, a hostile process and
+// the longest of addresses.
+func stuckSockets() *census.Census {
+	const now = 100_000 * int64(time.Millisecond)
+	c := census.New(now)
+	java := event.Task{PID: 4242, Start: 1, Comm: event.MakeComm("java")}
+	hostile := event.Task{PID: 7, Start: 2, Comm: event.Comm{0x1b, '[', '2', 'J', '\n', '"', 0xff}}
+	addr := netip.MustParseAddrPort
+	n := uint64(0)
+	socket := func(state event.State, local, peer string, change func(*event.Sighting)) *event.Sighting {
+		n++
+		s := &event.Sighting{Event: event.Event{
+			Kind: event.KindSnapshot, New: state, Old: state, Time: now, Socket: event.SocketID(0x1000 + n), Netns: 4026531840,
+			Protocol: event.ProtoTCP, Local: addr(local), Peer: addr(peer), FD: -1,
+		}, Inode: 50_000 + n, References: 1, Opened: true, LastSegment: now - 60e9}
+		change(s)
+		c.Add(s)
+		return s
+	}
+	hold := func(s *event.Sighting, fd int32, tasks ...event.Task) {
+		for _, t := range tasks {
+			h := *s
+			h.Kind, h.Task, h.FD = event.KindHolder, t, fd
+			c.Add(&h)
+		}
+	}
+	l := socket(event.StateListen, "0.0.0.0:8080", "0.0.0.0:0", func(s *event.Sighting) { s.Unread, s.Unsent, s.LastSegment = 1, 128, 0 })
+	hold(l, 3, java)
+	for i := range 4 {
+		fin := now - 60e9
+		s := socket(event.StateCloseWait, "10.0.0.5:8080", "10.0.0.9:4000"+string(rune('1'+i)), func(s *event.Sighting) {
+			s.Unread, s.Flags, s.LastReceived, s.LastSegment = 1, event.FlagDone, fin-30e9, fin
+		})
+		hold(s, 87+int32(i), java)
+	}
+	s := socket(event.StateCloseWait, "10.0.0.5:8080", "10.0.0.9:40009", func(s *event.Sighting) {
+		s.Unread, s.Flags, s.Waited = 5001, event.FlagDone, true
+	})
+	hold(s, 91, java)
+	socket(event.StateCloseWait, "10.0.0.5:8080", "10.0.0.9:40010", func(s *event.Sighting) {
+		s.Unread, s.Flags, s.Inode, s.References = 1, event.FlagDone|event.FlagNoSocket, 0, 0
+	})
+	s = socket(event.StateCloseWait, "[2001:db8:aaaa:bbbb:cccc:dddd:eeee:1111]:65535", "[2001:db8:aaaa:bbbb:cccc:dddd:eeee:2222]:65535",
+		func(s *event.Sighting) { s.References = 3 })
+	hold(s, 5, hostile, java)
+	s = socket(event.StateClose, "10.0.0.5:51234", "10.0.0.7:5432", func(s *event.Sighting) { s.Err = 104 })
+	hold(s, 9, java)
+	s = socket(event.StateEstablished, "10.0.0.5:51235", "10.0.0.7:5432", func(*event.Sighting) {})
+	hold(s, 10, java)
+	socket(event.StateTimeWait, "10.0.0.5:51236", "10.0.0.7:5432", func(s *event.Sighting) {
+		s.Flags, s.Inode, s.References, s.LastSegment = event.FlagMini|event.FlagNoSocket, 0, 0, 0
+	})
+	c.Complete(nil)
+	return c
+}
+
+func leaksOf(by leak.Key, each bool) *Leaks {
+	c := stuckSockets()
+	r := leak.Find(c, leak.Rules{MinAge: 30e9, States: leak.DefaultStates})
+	l := &Leaks{Report: r, Groups: r.Group(by), MinAge: 30e9, Examples: 3, Each: each, Growth: map[string]float64{}}
+	l.Growth[l.Groups[0].Key] = 0.1
+	l.Processes = func(t event.Task) Process {
+		if t.PID != 4242 {
+			return Process{}
+		}
+		return Process{Executable: "/usr/bin/java", CommandLine: "java -jar a\x1b[31mpp.jar", User: "app", Unit: "shop.service", FDs: 900, FDLimit: 1024}
+	}
+	return l
+}
+
+func TestLeaksGolden(t *testing.T) {
+	for name, tt := range map[string]struct {
+		o Options
+		f func(*Writer)
+	}{
+		"leaks.text": {Options{}, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) }},
+		"leaks.wide": {Options{Format: FormatWide}, func(w *Writer) { w.Leaks(leaksOf(leak.ByPeer, false)) }},
+		"leaks.json": {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) }},
+		"each.json":  {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksOf(leak.ByNone, true)) }},
+		"none.text": {Options{}, func(w *Writer) {
+			w.Leaks(&Leaks{MinAge: 30e9, Report: leak.Report{Young: 2, Undecided: 1}})
+		}},
+		"sockets.text": {Options{}, func(w *Writer) { w.Sockets(stuckSockets(), func(event.Task) Process { return Process{} }) }},
+		"sockets.wide": {Options{Format: FormatWide}, func(w *Writer) { w.Sockets(stuckSockets(), func(event.Task) Process { return Process{} }) }},
+		"sockets.json": {Options{Format: FormatJSON}, func(w *Writer) { w.Sockets(stuckSockets(), leaksOf(leak.ByProcess, false).Processes) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			golden(t, name, render(tt.o, tt.f))
+		})
+	}
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := "testdata/" + name + ".golden"
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("differs from %s; look at the change with go test -update and git diff:\n%s", path, got)
+	}
+	for line := range strings.Lines(got) {
+		line = strings.TrimSuffix(line, "\n")
+		if strings.HasSuffix(name, "json") {
+			if !json.Valid([]byte(line)) {
+				t.Errorf("no JSON: %s", line)
+			}
+		} else if name == "leaks.text" && utf8.RuneCountInString(line) > Width {
+			t.Errorf("%d columns: %s", utf8.RuneCountInString(line), line)
+		}
+		if name != "color" && strings.ContainsAny(line, "\x1b\n\xff") {
+			t.Errorf("not escaped: %q", line)
+		}
+	}
+}
