@@ -115,7 +115,7 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 		if l.watch && opts.Color {
 			out.Clear()
 		}
-		out.Leaks(&render.Leaks{Report: r, Groups: groups, Processes: processes.of, Growth: growth,
+		out.Leaks(&render.Leaks{Report: r, Groups: groups, Processes: processes.withDescriptors, Growth: growth,
 			MinAge: int64(l.minAge), Examples: l.examples, Each: l.by == "none"})
 		return out.Flush()
 	}

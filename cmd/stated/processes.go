@@ -3,13 +3,33 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/proc"
 	"github.com/stated-tcp/stated/pkg/render"
 )
 
 // processes looks up what is shown of a process beside its name.
-type processes struct{}
+type processes struct{ resolver *proc.Resolver }
 
-func newProcesses() *processes { return &processes{} }
+func newProcesses() *processes { return &processes{proc.New("/", 4096)} }
 
-func (p *processes) of(t event.Task) render.Process { return render.Process{} }
+func (p *processes) of(t event.Task) (out render.Process) {
+	found, err := p.resolver.Lookup(t.PID, t.Start)
+	if err != nil {
+		return out // gone: what the kernel told is all
+	}
+	out.Executable = found.Exe
+	out.CommandLine = strings.Join(found.Cmdline, " ")
+	out.User, out.Unit = found.User, found.Unit
+	out.Container, out.Pod = found.Container.ID, found.Container.PodUID
+	return out
+}
+
+// withDescriptors also counts descriptors, which costs more.
+func (p *processes) withDescriptors(t event.Task) render.Process {
+	out := p.of(t)
+	out.FDs, out.FDLimit = p.resolver.Descriptors(t.PID)
+	return out
+}
