@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// space is a network namespace of one test, entered by a thread of its own.
+type space struct {
+	t     *testing.T
+	inode uint32
+	fds   []int
+}
+
+// inSpace runs f in a fresh network namespace with lo up.
+func inSpace(t *testing.T, f func(*space)) uint32 {
+	t.Helper()
+	s := &space{t: t}
+	failed := make(chan any, 1)
+	go func() {
+		defer func() { failed <- recover() }()
+		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
+		check(unix.Unshare(unix.CLONE_NEWNET))
+		var st unix.Stat_t
+		check(unix.Stat("/proc/thread-self/ns/net", &st))
+		s.inode = uint32(st.Ino)
+		loopbackUp()
+		f(s)
+		for _, fd := range s.fds {
+			unix.Close(fd)
+		}
+	}()
+	err := <-failed
+	if why, ok := err.(skip); ok {
+		t.Skip(string(why))
+	}
+	if err != nil {
+		t.Fatalf("in the namespace: %v", err)
+	}
+	return s.inode
+}
+
+// skip is a panic that says that the kernel lacks what a scenario needs.
+type skip string
+
+// destroy does to a connected IPv4 socket what `ss -K` does: SOCK_DESTROY
+// (include/uapi/linux/sock_diag.h, inet_diag.h).
+func destroy(fd int) error {
+	local := must(unix.Getsockname(fd)).(*unix.SockaddrInet4)
+	peer := must(unix.Getpeername(fd)).(*unix.SockaddrInet4)
+	const sockDestroy = 21
+	native, be := binary.NativeEndian, binary.BigEndian
+	msg := native.AppendUint32(nil, 16+56)
+	msg = native.AppendUint16(msg, sockDestroy)
+	msg = native.AppendUint16(msg, unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	msg = native.AppendUint64(msg, 1)                       // sequence, port
+	msg = append(msg, unix.AF_INET, unix.IPPROTO_TCP, 0, 0) // sdiag_family, sdiag_protocol
+	msg = native.AppendUint32(msg, 0xffffffff)              // idiag_states
+	msg = be.AppendUint16(msg, uint16(local.Port))
+	msg = be.AppendUint16(msg, uint16(peer.Port))
+	msg = append(append(msg, local.Addr[:]...), make([]byte, 12)...)
+	msg = append(append(msg, peer.Addr[:]...), make([]byte, 12)...)
+	msg = native.AppendUint32(msg, 0)
+	msg = native.AppendUint64(msg, ^uint64(0)) // INET_DIAG_NOCOOKIE
+	nl := must(unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG))
+	defer unix.Close(nl)
+	check(unix.Sendto(nl, msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	var buf [4096]byte
+	n, _, err := unix.Recvfrom(nl, buf[:], 0)
+	check(err)
+	if n < 20 || native.Uint16(buf[4:]) != unix.NLMSG_ERROR {
+		return fmt.Errorf("answer of %d bytes", n)
+	}
+	if errno := -int32(native.Uint32(buf[16:])); errno != 0 {
+		return unix.Errno(errno)
+	}
+	return nil
+}
+
+func check(err error) {
+	if err != nil {
+		_, _, line, _ := runtime.Caller(1)
+		panic(fmt.Sprintf("line %d: %v", line, err))
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		_, _, line, _ := runtime.Caller(1)
+		panic(fmt.Sprintf("line %d: %v", line, err))
+	}
+	return v
+}
+
+func loopbackUp() {
+	fd := must(unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0))
+	defer unix.Close(fd)
+	req := must(unix.NewIfreq("lo"))
+	req.SetUint16(unix.IFF_UP)
+	check(unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req))
+}
+
+func (s *space) socket(family, protocol int) int {
+	fd := must(unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, protocol))
+	s.fds = append(s.fds, fd)
+	return fd
+}
+
+// close closes now what would be closed at the end.
+func (s *space) close(fds ...int) {
+	for _, fd := range fds {
+		check(unix.Close(fd))
+		s.fds = slices.DeleteFunc(s.fds, func(f int) bool { return f == fd })
+	}
+}
+
+func (s *space) listen(addr unix.Sockaddr, backlog, protocol int) (fd int, at unix.Sockaddr) {
+	family := unix.AF_INET
+	if _, ok := addr.(*unix.SockaddrInet6); ok {
+		family = unix.AF_INET6
+	}
+	fd = s.socket(family, protocol)
+	check(unix.Bind(fd, addr))
+	check(unix.Listen(fd, backlog))
+	return fd, must(unix.Getsockname(fd))
+}
+
+func (s *space) connect(to unix.Sockaddr, protocol int) int {
+	family := unix.AF_INET
+	if _, ok := to.(*unix.SockaddrInet6); ok {
+		family = unix.AF_INET6
+	}
+	fd := s.socket(family, protocol)
+	check(unix.Connect(fd, to))
+	return fd
+}
+
+func (s *space) accept(listener int) int {
+	fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	check(err)
+	s.fds = append(s.fds, fd)
+	return fd
+}
+
+// pair is a connection with both ends here; the listener is closed.
+func (s *space) pair(protocol int) (client, server int) {
+	l, at := s.listen(local4(), 8, protocol)
+	client = s.connect(at, protocol)
+	server = s.accept(l)
+	s.close(l)
+	return client, server
+}
+
+// full is the address of a listener whose queue is full: the next SYN is dropped.
+func (s *space) full() unix.Sockaddr {
+	l, at := s.listen(local4(), 0, 0)
+	s.connect(at, 0)
+	// of a listener, Unacked is the length of the queue (tcp_get_info)
+	for must(unix.GetsockoptTCPInfo(l, unix.IPPROTO_TCP, unix.TCP_INFO)).Unacked == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	return at
+}
+
+func local4() unix.Sockaddr { return &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}} }
+
+// readEOF reads to the end of file.
+func readEOF(fd int) {
+	var buf [4096]byte
+	for must(unix.Read(fd, buf[:])) > 0 {
+	}
+}
+
+func linger0(fd int) {
+	check(unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+}
+
+func disconnect(fd int) {
+	var addr [16]byte // AF_UNSPEC
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(ptr(&addr[0])), uintptr(len(addr)))
+	if errno != 0 {
+		panic(errno)
+	}
+}
+
+func getCookie(fd int) uint64 {
+	return must(unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE))
+}
+
+func addrOf(sa unix.Sockaddr) netip.AddrPort {
+	a := sa.(*unix.SockaddrInet4)
+	return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+}
