@@ -54,7 +54,7 @@ func (f *Filter) Finished(c *lifecycle.Conn) bool {
 		return false
 	}
 	start, _ := c.Start()
-	if time.Duration(c.End-start) < f.MinDuration || f.MinDuration > 0 && start == 0 {
+	if time.Duration(c.Until()-start) < f.MinDuration || f.MinDuration > 0 && start == 0 {
 		return false
 	}
 	if f.States == 0 {

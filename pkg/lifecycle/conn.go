@@ -183,6 +183,15 @@ type Conn struct {
 // since boot, and how that is known.
 func (c *Conn) Start() (int64, Known) { return c.Spans[0].Start, c.Spans[0].Known }
 
+// Until returns when the connection ended, or, of one that is open or was given
+// up, when it was last heard of; in nanoseconds since boot.
+func (c *Conn) Until() int64 {
+	if c.End != 0 {
+		return c.End
+	}
+	return c.LastEvent
+}
+
 // SpanEnd returns when span i ended: the start of the next, the end of the
 // connection, or now for the one that lasts.
 func (c *Conn) SpanEnd(i int, now int64) int64 {

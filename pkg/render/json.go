@@ -283,19 +283,28 @@ func (r *Writer) jsonConn(c *lifecycle.Conn) {
 	if !Normal(c.Outcome) {
 		severity = "WARN"
 	}
-	r.begin("tcp.connection", severity, c.End)
+	r.begin("tcp.connection", severity, c.Until())
 	b := about(r.buf, c)
-	b = append(b, `,"network.connection.state":"closed"`...)
+	ended := c.End != 0 // else it was given up
+	state := event.StateClose
 	start, known := c.Start()
+	if !ended {
+		state, known = c.State, lifecycle.AtLeast
+	}
+	b = text(b, "network.connection.state", state.Name(event.NamingOTel))
 	if start != 0 {
 		b = r.when(key(b, "stated.connection.start"), start)
-		b = number(b, "stated.connection.duration_ns", c.End-start)
+		b = number(b, "stated.connection.duration_ns", c.Until()-start)
 		b = text(b, "stated.connection.duration_known", known.String())
 	}
-	b = r.when(key(b, "stated.connection.end"), c.End)
-	complete := c.FromStart && !c.Gap
+	if ended {
+		b = r.when(key(b, "stated.connection.end"), c.End)
+	}
+	complete := ended && c.FromStart && !c.Gap
 	b = strconv.AppendBool(key(b, "stated.connection.complete"), complete)
 	switch {
+	case !ended:
+		b = text(b, "stated.connection.incomplete_reason", "tracker_full")
 	case c.Gap:
 		b = text(b, "stated.connection.incomplete_reason", "events_lost")
 	case !c.FromStart:
@@ -328,10 +337,16 @@ func (r *Writer) jsonConn(c *lifecycle.Conn) {
 // or whose beginning is unknown, there is no duration.
 func states(b []byte, c *lifecycle.Conn) []byte {
 	b = append(key(b, "stated.connection.path"), '"')
-	for _, s := range c.Spans {
-		b = append(append(b, s.State.Name(event.NamingOTel)...), '>')
+	for i, s := range c.Spans {
+		if i > 0 {
+			b = append(b, '>')
+		}
+		b = append(b, s.State.Name(event.NamingOTel)...)
 	}
-	b = append(b, `closed"`...)
+	if c.End != 0 {
+		b = append(b, ">closed"...)
+	}
+	b = append(b, '"')
 	b = append(key(b, "stated.connection.states"), '[')
 	for i, s := range c.Spans {
 		if i > 0 {
@@ -340,7 +355,11 @@ func states(b []byte, c *lifecycle.Conn) []byte {
 		b = append(b, `{"state":"`...)
 		b = append(b, s.State.Name(event.NamingOTel)...)
 		b = append(b, `","known":"`...)
-		b = append(b, s.Known.String()...)
+		known := s.Known
+		if c.End == 0 && i == len(c.Spans)-1 {
+			known = lifecycle.AtLeast
+		}
+		b = append(b, known.String()...)
 		b = append(b, '"')
 		if s.Start != 0 {
 			if c.Spans[0].Start != 0 {

@@ -96,6 +96,10 @@ func every(w *Writer) {
 		w.Transition(c, &e)
 	}
 	w.Lost(&event.Event{Kind: event.KindLost, Time: 5000 * ms, Count: 17})
+	givenUp := conns()[0]
+	givenUp.State, givenUp.End, givenUp.LastEvent, givenUp.Lingers = event.StateFinWait2, 0, 9000*ms, event.StateNone
+	givenUp.Outcome, givenUp.Why = lifecycle.OutcomeUnknown, "given up: the table of connections was full"
+	w.Finished(givenUp)
 }
 
 func TestGolden(t *testing.T) {

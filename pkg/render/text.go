@@ -67,7 +67,7 @@ func (r *Writer) breakLine() {
 // or below it the states. That takes two lines, more with the longest of
 // addresses.
 func (r *Writer) textConn(c *lifecycle.Conn) {
-	r.buf = append(r.buf, r.clock(c.End)...)
+	r.buf = append(r.buf, r.clock(c.Until())...)
 	r.buf = append(r.buf, "  "...)
 	r.column, r.lines = indent, 1
 	r.put(styleBold, 0, appendOwner(r.line[:0], c))
@@ -77,10 +77,10 @@ func (r *Writer) textConn(c *lifecycle.Conn) {
 	}
 	if start, known := c.Start(); start != 0 {
 		b := r.line[:0]
-		if known == lifecycle.AtLeast {
+		if known == lifecycle.AtLeast || c.End == 0 {
 			b = append(b, "≥"...)
 		}
-		r.put("", 2, AppendDuration(b, c.End-start))
+		r.put("", 2, AppendDuration(b, c.Until()-start))
 	}
 	style := ""
 	if !Normal(c.Outcome) {
@@ -223,15 +223,15 @@ func previous(c *lifecycle.Conn) (int64, lifecycle.Known, bool) {
 
 // wideConn shows a connection with all that is known, in one line.
 func (r *Writer) wideConn(c *lifecycle.Conn) {
-	r.buf = append(r.buf, r.clock(c.End)...)
+	r.buf = append(r.buf, r.clock(c.Until())...)
 	b := appendOwner(append(r.line[:0], "  "...), c)
 	b = appendTuple(append(b, "  "...), c)
 	if start, known := c.Start(); start != 0 {
 		b = append(b, "  "...)
-		if known == lifecycle.AtLeast {
+		if known == lifecycle.AtLeast || c.End == 0 {
 			b = append(b, "≥"...)
 		}
-		b = AppendDuration(b, c.End-start)
+		b = AppendDuration(b, c.Until()-start)
 	}
 	b = appendOutcome(append(b, "  "...), c)
 	b = r.appendStates(append(b, "  "...), c)
