@@ -68,6 +68,8 @@ func TestUsageErrors(t *testing.T) {
 		{"version", 0, ""},
 		{"explain", 0, ""},
 		{"explain CLOSE_WIAT", 2, "did you mean CLOSE_WAIT?"},
+		{"schema tcp.bogus", 2, "one of tcp.state_change, tcp.connection"},
+		{"schema tcp.leak stated.gap", 2, "at most 1"},
 		{"bogus", 2, "bogus"},
 		{"trace bogus", 2, "behind --"},
 		{"trace --port 99999", 2, "1 to 65535"},
