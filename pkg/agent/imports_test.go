@@ -22,6 +22,7 @@ var imports = map[string][]string{
 	"pkg/leak":              {"pkg/event", "pkg/lifecycle", "pkg/census"},
 	"pkg/filter":            {"pkg/event", "pkg/lifecycle", "pkg/census"},
 	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak"},
+	"pkg/kerneltest":        {}, // its tests: anything
 	"pkg/kerneltest/vminit": {},
 	"pkg/kerneltest/churn":  {},
 	"pkg/agent":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording"},
