@@ -112,6 +112,7 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 			fmt.Fprintf(cmd.ErrOrStderr(), "stated: not all could be looked at: %s\n", firstLine(err))
 		}
 		found = len(r.Findings)
+		processes.forget()
 		if l.watch && opts.Color {
 			out.Clear()
 		}

@@ -11,9 +11,12 @@ import (
 )
 
 // processes looks up what is shown of a process beside its name.
-type processes struct{ resolver *proc.Resolver }
+type processes struct {
+	resolver *proc.Resolver
+	counted  map[event.Task]render.Process // of one report
+}
 
-func newProcesses() *processes { return &processes{proc.New("/", 4096)} }
+func newProcesses() *processes { return &processes{resolver: proc.New("/", 4096)} }
 
 func (p *processes) of(t event.Task) (out render.Process) {
 	found, err := p.resolver.Lookup(t.PID, t.Start)
@@ -27,9 +30,17 @@ func (p *processes) of(t event.Task) (out render.Process) {
 	return out
 }
 
-// withDescriptors also counts descriptors, which costs more.
+// forget makes the next report count descriptors anew.
+func (p *processes) forget() { p.counted = make(map[event.Task]render.Process) }
+
+// withDescriptors also counts descriptors, once for each report: a process that
+// leaks has many.
 func (p *processes) withDescriptors(t event.Task) render.Process {
-	out := p.of(t)
-	out.FDs, out.FDLimit = p.resolver.Descriptors(t.PID)
+	out, ok := p.counted[t]
+	if !ok {
+		out = p.of(t)
+		out.FDs, out.FDLimit = p.resolver.Descriptors(t.PID)
+		p.counted[t] = out
+	}
 	return out
 }

@@ -25,6 +25,7 @@ var imports = map[string][]string{
 	"pkg/kerneltest":        {}, // its tests: anything
 	"pkg/kerneltest/vminit": {},
 	"pkg/kerneltest/churn":  {},
+	"pkg/kerneltest/hoard":  {},
 	"pkg/agent":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording"},
 }
 

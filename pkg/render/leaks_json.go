@@ -23,6 +23,7 @@ func (r *Writer) jsonLeak(l *Leaks, g *leak.Group) {
 	b := text(r.buf, "network.transport", "tcp")
 	if len(owners) > 0 {
 		p := l.Processes(owners[0])
+		b = text(b, "stated.process.source", ownerSource(oldest.Socket).String())
 		b = process(b, "process.", &owners[0])
 		b = r.jsonProcess(b, &p)
 		if p.FDLimit > 0 {
@@ -101,6 +102,9 @@ func worstVerdict(g *leak.Group) leak.Verdict {
 // jsonGroup adds the counts of a group and examples of its sockets.
 func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
 	b = number(b, "stated.leak.sockets", int64(len(g.Findings)))
+	if n := g.States[g.Oldest().New]; n == len(g.Findings) {
+		b = text(b, "network.connection.state", g.Oldest().New.Name(event.NamingOTel))
+	}
 	for s, n := range g.States {
 		if n > 0 {
 			b = number(b, "stated.leak.sockets_by_state."+event.State(s).Name(event.NamingOTel), int64(n))

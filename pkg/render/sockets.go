@@ -162,12 +162,26 @@ func (r *Writer) jsonSocketNow(now int64, s *census.Socket, processes func(event
 		b = append(b, `,"stated.socket.not_accepted":true`...)
 	}
 	if len(s.Holders) > 0 {
+		b = text(b, "stated.process.source", ownerSource(s).String())
 		b = process(b, "process.", &s.Holders[0].Task)
 		p := processes(s.Holders[0].Task)
 		b = r.jsonProcess(b, &p)
 	}
-	r.buf = jsonHolders(b, "stated.socket.holders", s)
+	b = jsonHolders(b, "stated.socket.holders", s)
+	m := append(appendEnds(r.line[:0], s), ' ')
+	m = append(append(m, s.New.String()...), ' ')
+	m = appendHolders(m, s)
+	r.line = m
+	r.buf = quote(key(b, "message"), m)
 	r.end()
+}
+
+// ownerSource is how the process of a socket that was looked at is known.
+func ownerSource(s *census.Socket) event.OwnerSource {
+	if len(s.Holders) == 0 && s.NotAccepted() {
+		return event.OwnerListener
+	}
+	return event.OwnerHolder
 }
 
 // socketFacts adds identity, ends, role and age of a socket of a census.
