@@ -3,6 +3,8 @@
 package render
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"net/netip"
 	"strconv"
 	"time"
@@ -59,10 +61,11 @@ func (r *Writer) when(b []byte, boot int64) []byte {
 	}
 	b = append(b, '"')
 	b = append(b, r.stamp...)
-	for div := int64(1e8); div > 0; div /= 10 {
-		b = append(b, byte('0'+nanos/div%10))
+	digits := [11]byte{9: 'Z', 10: '"'}
+	for i, n := 8, uint32(nanos); i >= 0; i, n = i-1, n/10 {
+		digits[i] = byte('0' + n%10)
 	}
-	return append(b, 'Z', '"')
+	return append(b, digits[:]...)
 }
 
 // begin adds what all records have.
@@ -126,12 +129,10 @@ func about(b []byte, c *lifecycle.Conn) []byte {
 // appendID adds an identity that no other connection of this boot has: the
 // socket and when the connection began or was found.
 func appendID(b []byte, c *lifecycle.Conn) []byte {
-	for _, v := range [...]uint64{uint64(c.Socket), uint64(c.FirstEvent)} {
-		for shift := 60; shift >= 0; shift -= 4 {
-			b = append(b, hexDigits[v>>shift&15])
-		}
-	}
-	return b
+	var id [16]byte
+	binary.BigEndian.PutUint64(id[:], uint64(c.Socket))
+	binary.BigEndian.PutUint64(id[8:], uint64(c.FirstEvent))
+	return hex.AppendEncode(b, id[:])
 }
 
 func end(b []byte, name string, a netip.AddrPort) []byte {
