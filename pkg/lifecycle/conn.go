@@ -119,18 +119,18 @@ type Owner struct {
 // socket. Observers read it during their call only, and change nothing.
 type Conn struct {
 	Socket   event.SocketID
-	OwnID    bool   // Socket is a number of ours, not the kernel's cookie
 	Epoch    uint32 // counts the connections of this socket, from 0 (as far as we saw)
 	Netns    uint32
 	UID      uint32
 	Cgroup   uint64
 	Family   uint16
 	Protocol uint16
+	OwnID    bool // Socket is a number of ours, not the kernel's cookie
+	Subflow  bool // of an MPTCP connection
+	Role     Role
 	Local    netip.AddrPort // from the first event where it is whole
 	Peer     netip.AddrPort
-	Subflow  bool // of an MPTCP connection
 
-	Role     Role
 	Owner    Owner
 	Closer   event.Task // called close() or shutdown() first, or killed the socket; zero if nobody on this host
 	Acceptor int32      // descriptor that accept() returned, -1 unknown
@@ -144,10 +144,10 @@ type Conn struct {
 	// that is known.
 	Lingers      event.State
 	LingersKnown Known
+	Initiator    Initiator
 	LingerStart  int64 // nanoseconds since boot
 	LingerEnd    int64 // nanoseconds since boot, 0 not seen
 
-	Initiator Initiator
 	Outcome   Outcome
 	Reset     event.ResetReason
 	Err       uint16 // sk_err at the end, an errno
@@ -155,6 +155,15 @@ type Conn struct {
 	Gap       bool   // events were lost on the way
 	FromStart bool   // the first event was the birth
 	Accepted  bool   // seen to be accepted
+	EOFUnread bool   // the peer's FIN is still in the receive queue
+
+	resetIn  bool
+	resetOut bool
+	end      event.Flags // of the event of -> CLOSE
+	finished bool
+	held     bool // CLOSE, but a descriptor is still open
+	inTable  bool
+	queued   bool // in Table.settling
 
 	BytesSent     uint64 // payload, each byte counted once
 	BytesReceived uint64 // payload, without the FIN
@@ -165,18 +174,9 @@ type Conn struct {
 	FirstEvent    int64 // nanoseconds since boot
 	LastEvent     int64 // nanoseconds since boot
 
-	EOFUnread bool // the peer's FIN is still in the receive queue
-
-	resetIn  bool
-	resetOut bool
-	end      event.Flags // of the event of -> CLOSE
-	settle   int64       // until when evidence for the outcome may come
-	finished bool
-	held     bool // CLOSE, but a descriptor is still open
-	inTable  bool
-	queued   bool // in Table.settling
-	prev     *Conn
-	next     *Conn
+	settle int64 // until when evidence for the outcome may come
+	prev   *Conn
+	next   *Conn
 }
 
 // Start returns when the connection is known to have begun, in nanoseconds

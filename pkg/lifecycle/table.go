@@ -243,7 +243,7 @@ func (t *Table) open(e *event.Event) *Conn {
 		t.free = c.next
 		*c = Conn{Spans: c.Spans[:0]}
 	} else {
-		c = &Conn{Spans: make([]Span, 0, 6)}
+		c = &Conn{Spans: make([]Span, 0, 3)}
 	}
 	c.Socket = e.Socket
 	c.FirstEvent = e.Time

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -248,6 +249,27 @@ func BenchmarkLifecycle(b *testing.B) {
 			table.Apply(&e)
 		}
 	}
+}
+
+// BenchmarkMemory measures the heap that an open connection takes in a large table.
+func BenchmarkMemory(b *testing.B) {
+	const connections = 100_000
+	var before, after runtime.MemStats
+	for b.Loop() {
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		table := New(nobody{}, Options{MaxConns: connections})
+		for i := range connections {
+			path := [...]event.State{event.StateClose, event.StateSynSent, event.StateEstablished}
+			for j := range len(path) - 1 {
+				table.Apply(&event.Event{Kind: event.KindState, Time: int64(i)*1000 + int64(j), Socket: event.SocketID(i + 1), Old: path[j], New: path[j+1]})
+			}
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		runtime.KeepAlive(table)
+	}
+	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/connections, "B/conn")
 }
 
 type nobody struct{}
