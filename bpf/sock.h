@@ -49,6 +49,16 @@ static __always_inline struct sock_info *info_of(struct sock *sk, bool create)
 	return info;
 }
 
+/* A socket ends: socket storage dies with it, an entry by address has to be deleted. */
+static __always_inline void forget(struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	if (cfg_sk_helpers && bpf_sk_storage_get(&sock_infos, sk, 0, 0))
+		return;
+	bpf_map_delete_elem(&sock_infos_lru, &key);
+}
+
 /* A socket number of our own: never zero, and never a cookie (those count up from 1). */
 static __always_inline __u64 own_id(void)
 {
@@ -82,9 +92,17 @@ static __always_inline __u64 id_of(struct sock *sk, struct sock_info *info)
  */
 static __always_inline bool current_group(__u64 *start_ns, __u8 comm[16])
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	struct task_struct *task, *leader;
 
+	if (cfg_sk_helpers) { /* younger than bpf_get_current_task_btf: 5.11, 3ca1032ab7ab */
+		task = bpf_get_current_task_btf();
+		leader = task->group_leader;
+		*start_ns = leader->start_boottime;
+		bpf_probe_read_kernel_str(comm, 16, leader->comm);
+		return task->flags & PF_KTHREAD;
+	}
+	task = (void *)bpf_get_current_task();
+	leader = BPF_CORE_READ(task, group_leader);
 	*start_ns = BPF_CORE_READ(leader, start_boottime);
 	bpf_core_read_str(comm, 16, &leader->comm);
 	return BPF_CORE_READ(task, flags) & PF_KTHREAD;

@@ -103,13 +103,12 @@ SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(st_destroy_sock, struct sock *sk)
 {
 	struct sock_info *info = info_of(sk, false);
-	__u64 key = (__u64)sk;
 
 	if (!info)
 		return 0;
 	if (info->flags & INFO_HELD)
 		emit_sock(sk, info, bpf_ktime_get_boot_ns(), WHAT(EVENT_DESTROY, TCP_CLOSE, TCP_CLOSE));
-	bpf_map_delete_elem(&sock_infos_lru, &key);
+	forget(sk);
 	return 0;
 }
 
