@@ -33,6 +33,7 @@ fuzz: ## fuzz every decoder for FUZZTIME
 	go test -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./pkg/probe
 	go test -fuzz FuzzEscape -fuzztime $(FUZZTIME) ./pkg/render
 	go test -fuzz FuzzTable -fuzztime $(FUZZTIME) ./pkg/lifecycle
+	go test -fuzz FuzzParseCgroup -fuzztime $(FUZZTIME) ./pkg/proc
 
 check: generate ## what CI checks beside tests: format, vet on every target, generated files
 	@test -z "$$(gofmt -l cmd pkg)" || { gofmt -l cmd pkg; echo "run gofmt -w on these"; exit 1; }

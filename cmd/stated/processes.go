@@ -3,6 +3,8 @@
 package main
 
 import (
+	"cmp"
+	"math"
 	"strings"
 
 	"github.com/stated-tcp/stated/pkg/event"
@@ -16,17 +18,19 @@ type processes struct {
 	counted  map[event.Task]render.Process // of one report
 }
 
-func newProcesses() *processes { return &processes{resolver: proc.New("/", 4096)} }
+func newProcesses() *processes {
+	return &processes{resolver: proc.New(proc.Options{Cmdline: true})}
+}
 
 func (p *processes) of(t event.Task) (out render.Process) {
-	found, err := p.resolver.Lookup(t.PID, t.Start)
+	found, err := p.resolver.Lookup(t)
 	if err != nil {
 		return out // gone: what the kernel told is all
 	}
 	out.Executable = found.Exe
 	out.CommandLine = strings.Join(found.Cmdline, " ")
-	out.User, out.Unit = found.User, found.Unit
-	out.Container, out.Pod = found.Container.ID, found.Container.PodUID
+	out.User, out.Unit = found.User, cmp.Or(found.Cgroup.UserUnit, found.Cgroup.Unit)
+	out.Container, out.Pod = found.Cgroup.Container.ID, found.Cgroup.PodUID
 	return out
 }
 
@@ -39,7 +43,9 @@ func (p *processes) withDescriptors(t event.Task) render.Process {
 	out, ok := p.counted[t]
 	if !ok {
 		out = p.of(t)
-		out.FDs, out.FDLimit = p.resolver.Descriptors(t.PID)
+		if open, limit, err := p.resolver.FDs(t.PID); err == nil && limit < math.MaxInt32 {
+			out.FDs, out.FDLimit = open, int(limit)
+		}
 		p.counted[t] = out
 	}
 	return out

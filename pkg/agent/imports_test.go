@@ -17,7 +17,7 @@ var imports = map[string][]string{
 	"pkg/lifecycle":         {"pkg/event"},
 	"pkg/recording":         {"pkg/event", "github.com/klauspost/compress"},
 	"pkg/explain":           {"pkg/event"},
-	"pkg/proc":              {},
+	"pkg/proc":              {"pkg/event"},
 	"pkg/census":            {"pkg/event", "pkg/lifecycle"},
 	"pkg/leak":              {"pkg/event", "pkg/lifecycle", "pkg/census"},
 	"pkg/filter":            {"pkg/event", "pkg/lifecycle", "pkg/census"},
