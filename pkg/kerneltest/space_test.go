@@ -77,11 +77,19 @@ func (s *space) ours(addrs ...netip.Addr) bool {
 	return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return s.net.Contains(a) || a == s.v6 })
 }
 
-// run runs f in the namespace, in a thread of its own that stays on one CPU:
-// loopback then does all of its work there, so that the order of events is the
-// same for witnesses that keep a buffer for each CPU.
+// run runs f in the namespace to its end.
 func (s *space) run(f func()) {
 	s.t.Helper()
+	if err := <-s.start(f); err != nil {
+		s.t.Fatalf("in the namespace: %v", err)
+	}
+}
+
+// start runs f in the namespace, in a thread of its own that stays on one CPU:
+// loopback then does all of its work there, so that the order of events is the
+// same for witnesses that keep a buffer for each CPU. The result is nil or what
+// f panicked with.
+func (s *space) start(f func()) <-chan any {
 	failed := make(chan any, 1)
 	go func() {
 		defer func() {
@@ -101,9 +109,7 @@ func (s *space) run(f func()) {
 		s.loopback()
 		f()
 	}()
-	if err := <-failed; err != nil {
-		s.t.Fatalf("in the namespace: %v", err)
-	}
+	return failed
 }
 
 func firstCPU() int {
