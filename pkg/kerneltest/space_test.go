@@ -139,6 +139,16 @@ func (s *space) loopback() {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFADDR, uintptr(unsafe.Pointer(&req))); errno != 0 {
 		panic(fmt.Sprint("give lo an IPv6 address: ", errno))
 	}
+	// the address can be used when a worker of the kernel has run (addrconf_dad_work)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		err := unix.Bind(fd, &unix.SockaddrInet6{Addr: s.v6.As16()})
+		if err == nil {
+			return
+		}
+		if err != unix.EADDRNOTAVAIL || time.Now().After(deadline) {
+			panic(fmt.Sprint("bind to the IPv6 address of lo: ", err))
+		}
+	}
 }
 
 func check(err error) {
