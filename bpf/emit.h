@@ -63,6 +63,8 @@ static __always_inline void fill_info(struct event *e, struct sock *sk, struct s
 		info->flags |= INFO_SEEN;
 		e->flags |= FLAG_FIRST;
 	}
+	if (info->flags & INFO_COOKIE)
+		e->flags |= FLAG_COOKIE;
 	e->owner_source = info->owner_source;
 	e->owner_pid = info->owner_pid;
 	e->owner_start_ns = info->owner_start_ns;

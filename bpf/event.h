@@ -21,6 +21,8 @@ enum event_kind {
 	EVENT_TIME_WAIT,
 	EVENT_TIME_WAIT_END,
 	EVENT_OVERFLOW,
+	EVENT_SNAPSHOT_BEGIN,
+	EVENT_SNAPSHOT_DONE,
 };
 
 /* Facts of the moment: event.Flags. */
@@ -35,6 +37,9 @@ enum event_flag {
 	FLAG_PARTIAL = 1 << 7, /* classic tracepoint: no numbers */
 	FLAG_FIRST = 1 << 8,   /* not met before */
 	FLAG_MINI = 1 << 9,    /* mini socket */
+	FLAG_ACKED = 1 << 10,  /* request: the third packet has come */
+	FLAG_DEFER = 1 << 11,  /* request: its listener has TCP_DEFER_ACCEPT */
+	FLAG_COOKIE = 1 << 12, /* born of a SYN cookie */
 };
 
 /* How the owner is known: event.OwnerSource. */
@@ -65,6 +70,20 @@ enum reset_reason {
 	RESET_PROTOCOL,
 };
 
+/* What ended a mini socket: event.EndCause. */
+enum end_cause {
+	END_UNKNOWN,
+	END_TIMER,
+	END_RESET,	/* by a RST of the peer */
+	END_RESET_SENT, /* by a RST of ours */
+	END_SYN,	/* a SYN took the addresses for a new connection */
+	END_REUSED,	/* connect() took the port */
+	END_KILLED,	/* SOCK_DESTROY */
+	END_NETNS,	/* with its network namespace */
+	END_LISTENER,	/* request: its listener listens no more */
+	END_ICMP,
+};
+
 struct event {
 	__u64 time_ns;	/* CLOCK_BOOTTIME */
 	__u64 seq;	/* attempts to emit on this CPU, failed ones included */
@@ -72,7 +91,7 @@ struct event {
 	__u64 cgroup;	/* of the socket, 0 unknown */
 	__u64 task_start_ns;  /* of the current thread group, with FLAG_TASK */
 	__u64 owner_start_ns; /* 0 unknown */
-	__u64 bytes_sent;
+	__u64 bytes_sent; /* EVENT_OVERFLOW: SYNs dropped since we watch */
 	__u64 bytes_resent;
 	__u64 bytes_acked;
 	__u64 bytes_received;
@@ -101,7 +120,7 @@ struct event {
 	__u8 new_state;
 	__u8 shutdown;
 	__u8 owner_source;
-	__u8 reset;
+	__u8 reset;	/* EVENT_REQUEST_END, EVENT_TIME_WAIT_END: enum end_cause */
 	__u8 comm[16];
 	__u8 owner_comm[16];
 };
@@ -133,6 +152,11 @@ struct counters {
 	__u64 filtered;	      /* withheld on request */
 	__u64 storage_failed; /* no memory to remember a socket */
 	__u64 ids;	      /* own socket numbers given out */
+	__u64 requests;	      /* SYNs that were queued */
+	__u64 untold;	      /* of those, not told of: there were too many */
+	__u64 window_ns;      /* when the present tenth of a second began */
+	__u64 in_window;      /* requests since then */
+	__u64 completing;     /* address of the request that becomes a connection right now */
 };
 
 #endif

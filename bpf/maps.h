@@ -35,6 +35,7 @@ struct sock_info {
 enum info_flag {
 	INFO_SEEN = 1 << 0, /* an event was made of it */
 	INFO_HELD = 1 << 1, /* CLOSE while a descriptor was open */
+	INFO_COOKIE = 1 << 2, /* made of a SYN cookie */
 };
 
 /*

@@ -23,6 +23,7 @@ struct kernfs_node___parent {
 #include "filter.h"
 #include "emit.h"
 #include "inspect.h"
+#include "trampoline.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -95,6 +96,8 @@ int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
 	}
 	if (new == TCP_CLOSE && !(sk->__sk_common.skc_flags & 1 << SOCK_DEAD))
 		info->flags |= INFO_HELD;
+	if (old == TCP_LISTEN && new == TCP_CLOSE)
+		flush_overflow(sk, now);
 	return emit_sock(sk, info, now, WHAT(EVENT_STATE, old, new));
 }
 
@@ -151,6 +154,8 @@ int st_send_reset(__u64 *ctx)
 	if (!sk)
 		return 0;
 	state = sk->__sk_common.skc_state;
+	if (state == TCP_LISTEN)
+		reset_by_listener(sk, (struct sk_buff *)ctx[1]);
 	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV || state == TCP_LISTEN)
 		return 0;
 	if (cfg_reset_reason)
@@ -252,6 +257,45 @@ int BPF_PROG(st_exit, struct task_struct *task)
 	return 0;
 }
 
+/* Between these two stand all sockets of a namespace, unless some were lost. */
+static __always_inline int tell_snapshot(__u8 kind, __u64 now)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct event *e = reserve();
+
+	if (!e)
+		return 0;
+	e->time_ns = now;
+	e->kind = kind;
+	e->netns = BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
+	submit(e);
+	return 0;
+}
+
+static __always_inline int found_mini(struct sock_common *skc)
+{
+	struct tcp_timewait_sock *tw = bpf_skc_to_tcp_timewait_sock(skc);
+	struct tcp_request_sock *req = bpf_skc_to_tcp_request_sock(skc);
+	__u8 state = TCP_NEW_SYN_RECV;
+	struct event *e;
+
+	if (tw)
+		state = tw->tw_sk.tw_substate;
+	else if (!req)
+		return 0;
+	e = reserve_mini(skc, cfg_sk_helpers ? bpf_get_socket_cookie(skc) : 0, WHAT(EVENT_SNAPSHOT, state, state));
+	if (!e)
+		return 0;
+	if (!mini_wanted(e)) {
+		discard_filtered(e);
+		return 0;
+	}
+	if (req)
+		e->retransmits = req->req.req.num_retrans;
+	submit(e);
+	return 0;
+}
+
 /*
  * Every socket of the namespace that the iterator was opened in. Its events go
  * through the same ring under the socket's lock (since 5.15; before, under the
@@ -262,18 +306,23 @@ SEC("iter/tcp")
 int st_iter_tcp(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
+	__u64 now = bpf_ktime_get_boot_ns();
 	struct tcp_sock *tp;
 	struct sock *sk;
 	int state;
 
-	if (!skc)
-		return 0;
+	if (!ctx->meta->seq_num)
+		tell_snapshot(EVENT_SNAPSHOT_BEGIN, now);
+	if (!skc) /* called once more at the end */
+		return tell_snapshot(EVENT_SNAPSHOT_DONE, now);
 	tp = bpf_skc_to_tcp_sock(skc);
 	if (!tp)
-		return 0; /* mini sockets: TIME_WAIT and requests */
+		return found_mini(skc);
 	sk = &tp->inet_conn.icsk_inet.sk;
 	state = skc->skc_state;
-	return emit_sock(sk, info_of(sk, true), bpf_ktime_get_boot_ns(), WHAT(EVENT_SNAPSHOT, state, state));
+	if (state == TCP_LISTEN)
+		flush_overflow(sk, now);
+	return emit_sock(sk, info_of(sk, true), now, WHAT(EVENT_SNAPSHOT, state, state));
 }
 
 /* Every descriptor of a socket: who holds it. Sets the owner of sockets that were there before us. */

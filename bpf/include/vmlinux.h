@@ -40,6 +40,7 @@ enum bpf_map_type {
 };
 enum {
 	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
 	BPF_F_NO_PREALLOC = 1,
 	BPF_F_CLONE = 512,
 };
@@ -90,8 +91,18 @@ struct in6_addr {
 	} in6_u;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct refcount_struct {
+	atomic_t refs;
+};
+
 struct ns_common {
 	unsigned int inum;
+	struct refcount_struct count;	 /* since 5.11; before, struct net had one */
+	struct refcount_struct __ns_ref; /* its name since 6.18 */
 };
 
 struct net {
@@ -105,10 +116,6 @@ typedef struct {
 typedef struct {
 	__s64 counter;
 } atomic64_t;
-
-typedef struct {
-	int counter;
-} atomic_t;
 
 struct sock_common {
 	__be32 skc_daddr;
@@ -210,11 +217,16 @@ struct inet_sock {
 	__be16 inet_sport;
 };
 
+struct request_sock_queue {
+	u8 rskq_defer_accept;
+};
+
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 	struct {
 		u32 lrcvtime;
 	} icsk_ack;
+	struct request_sock_queue icsk_accept_queue;
 };
 
 struct tcp_sock {
@@ -242,6 +254,10 @@ struct files_struct {
 	struct fdtable *fdt;
 };
 
+struct nsproxy {
+	struct net *net_ns;
+};
+
 struct signal_struct {
 	atomic_t live;
 };
@@ -254,6 +270,7 @@ struct task_struct {
 	struct task_struct *group_leader;
 	struct files_struct *files;
 	struct signal_struct *signal;
+	struct nsproxy *nsproxy;
 	char comm[16];
 };
 
@@ -298,10 +315,18 @@ struct request_sock {
 
 struct inet_request_sock {
 	struct request_sock req;
+	u16 acked : 1;
 };
 
 struct tcp_request_sock {
 	struct inet_request_sock req;
+};
+
+/* The TCP header's own layout is asked for by offset: it is on the wire. */
+struct sk_buff {
+	unsigned int len;
+	u16 transport_header;
+	unsigned char *head;
 };
 
 /* include/net/rstreason.h: the values move between releases, the names do not */

@@ -31,6 +31,7 @@ type live struct {
 	ring     uint32
 	classic  bool
 	noStore  bool
+	noTramp  bool
 }
 
 func (l *live) register(cmd *cobra.Command) {
@@ -42,6 +43,7 @@ func (l *live) register(cmd *cobra.Command) {
 	fs.BoolVar(&l.classic, "classic", false, "use the classic tracepoint: states and addresses only")
 	fs.BoolVar(&l.noStore, "no-socket-storage", false, "work as on kernels before 5.12")
 	fs.MarkHidden("no-socket-storage")
+	fs.BoolVar(&l.noTramp, "no-trampolines", false, "do without fentry and fexit, as on kernels that refuse them")
 }
 
 func newTrace() *cobra.Command {
@@ -127,7 +129,7 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 		defer child.abandon()
 		want.PIDs, want.Tree = append(want.PIDs, uint32(child.pid())), true
 	}
-	p, err := probe.Open(probe.Options{Filter: want.Filter, RingBytes: l.ring, Classic: l.classic, NoStorage: l.noStore})
+	p, err := probe.Open(probe.Options{Filter: want.Filter, RingBytes: l.ring, Classic: l.classic, NoStorage: l.noStore, NoTrampolines: l.noTramp})
 	if err != nil {
 		return err
 	}

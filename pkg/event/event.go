@@ -49,12 +49,16 @@ const (
 	KindTimeWait
 	// KindTimeWaitEnd is the end of that mini socket.
 	KindTimeWaitEnd
-	// KindOverflow is a SYN dropped because the accept queue of Socket, a
-	// listener, was full.
+	// KindOverflow says that SYNs were dropped because the accept queue of
+	// Socket, a listener, was full: Count of them since the kernel side watches.
 	KindOverflow
+	// KindSnapshotBegin and KindSnapshotDone stand around the sockets of
+	// network namespace Netns in a snapshot.
+	KindSnapshotBegin
+	KindSnapshotDone
 
 	// KindKernelMax is the largest kind that the kernel side emits.
-	KindKernelMax = KindOverflow
+	KindKernelMax = KindSnapshotDone
 )
 
 // Kinds that the agent adds to the stream, so that a recording replays to the
@@ -67,6 +71,9 @@ const (
 	KindLost
 	// KindSnapshotEnd says that the sockets of all namespaces have been shown.
 	KindSnapshotEnd
+	// KindUntold says that Count SYNs were queued of which no KindRequest
+	// tells, because too many came at once.
+	KindUntold
 )
 
 var kindNames = [...]string{
@@ -75,7 +82,8 @@ var kindNames = [...]string{
 	KindAccept: "accept", KindHolder: "holder",
 	KindRequest: "request", KindRequestEnd: "request_end",
 	KindTimeWait: "time_wait", KindTimeWaitEnd: "time_wait_end", KindOverflow: "overflow",
-	KindClock: "clock", KindLost: "lost", KindSnapshotEnd: "snapshot_end",
+	KindSnapshotBegin: "snapshot_begin", KindSnapshotDone: "snapshot_done",
+	KindClock: "clock", KindLost: "lost", KindSnapshotEnd: "snapshot_end", KindUntold: "untold",
 }
 
 // String returns the kind's name in recordings, "" for a number that is none.
@@ -116,6 +124,9 @@ const (
 	FlagPartial                    // from the classic tracepoint: states and tuple, no numbers
 	FlagFirst                      // the kernel side had not met this socket before
 	FlagMini                       // the socket is a mini socket (TIME_WAIT or request), not a full one
+	FlagAcked                      // KindRequestEnd: the third packet of the handshake had come
+	FlagDefer                      // KindRequestEnd: the listener waits for data (TCP_DEFER_ACCEPT)
+	FlagCookie                     // the connection was made of a SYN cookie, without a request
 )
 
 // Has reports whether all of the flags in x are set.
@@ -155,6 +166,45 @@ func ParseOwnerSource(s string) (OwnerSource, bool) {
 		}
 	}
 	return OwnerUnknown, false
+}
+
+// EndCause is what ended a mini socket.
+type EndCause uint8
+
+// The wire contract with bpf/event.h.
+const (
+	EndUnknown   EndCause = iota
+	EndTimer              // its time was up
+	EndReset              // a RST of the peer
+	EndResetSent          // a RST of ours
+	EndSyn                // a SYN took the addresses for a new connection
+	EndReused             // connect() took the addresses for a new connection
+	EndKilled             // SOCK_DESTROY (`ss -K`)
+	EndNetns              // its network namespace went
+	EndListener           // its listener was closed
+	EndICMP               // an ICMP error
+)
+
+var endCauseNames = [...]string{
+	"unknown", "timer", "reset_by_peer", "reset_by_us", "syn", "port_reused", "killed", "netns_gone", "listener_closed", "icmp",
+}
+
+// String returns the cause in the snake case of the record schema.
+func (c EndCause) String() string {
+	if int(c) < len(endCauseNames) {
+		return endCauseNames[c]
+	}
+	return endCauseNames[EndUnknown]
+}
+
+// ParseEndCause is the inverse of String.
+func ParseEndCause(s string) (EndCause, bool) {
+	for i, name := range endCauseNames {
+		if name == s {
+			return EndCause(i), true
+		}
+	}
+	return EndUnknown, false
 }
 
 // ResetReason is why a RST was sent: the kernel's enum sk_rst_reason (since
@@ -278,10 +328,11 @@ type Event struct {
 	Err      uint16 // sk_err, an errno
 	Shutdown uint8  // bit 0: receiving, bit 1: sending (sk_shutdown)
 	Reset    ResetReason
-	FD       int32 // of KindAccept and KindHolder
+	Cause    EndCause // of KindRequestEnd and KindTimeWaitEnd
+	FD       int32    // of KindAccept (-1 unknown) and KindHolder
 
 	Wall  int64  // KindClock: nanoseconds since 1970 at Time
-	Count uint64 // KindLost: how many
+	Count uint64 // KindLost, KindUntold, KindOverflow: how many
 }
 
 // Sighting is a socket that was looked at on request, without having seen how

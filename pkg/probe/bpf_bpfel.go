@@ -26,6 +26,17 @@ type bpfCounters struct {
 	Filtered      uint64
 	StorageFailed uint64
 	Ids           uint64
+	Requests      uint64
+	Untold        uint64
+	WindowNs      uint64
+	InWindow      uint64
+	Completing    uint64
+}
+
+type bpfEndKey struct {
+	_        structs.HostLayout
+	Address  uint64
+	PeerPort uint64
 }
 
 type bpfEvent struct {
@@ -83,6 +94,13 @@ type bpfInspection struct {
 	Facts         uint32
 }
 
+type bpfOverflow struct {
+	_       structs.HostLayout
+	Dropped uint64
+	Told    uint64
+	ToldNs  uint64
+}
+
 type bpfPortKey struct {
 	_    structs.HostLayout
 	Port uint16
@@ -106,28 +124,46 @@ type bpfSockInfo struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	bpfMapEndCauses        = "end_causes"
 	bpfMapEvents           = "events"
 	bpfMapFilterAddrs      = "filter_addrs"
 	bpfMapFilterComms      = "filter_comms"
 	bpfMapFilterPids       = "filter_pids"
 	bpfMapFilterPorts      = "filter_ports"
 	bpfMapInspectStates    = "inspect_states"
+	bpfMapOverflows        = "overflows"
 	bpfMapSockInfos        = "sock_infos"
 	bpfMapSockInfosLru     = "sock_infos_lru"
 	bpfMapTotals           = "totals"
+	bpfProgStAbort         = "st_abort"
 	bpfProgStAccept        = "st_accept"
 	bpfProgStAccept4       = "st_accept4"
+	bpfProgStComplete      = "st_complete"
+	bpfProgStConnRequest   = "st_conn_request"
+	bpfProgStCookie        = "st_cookie"
+	bpfProgStCookieTsoff   = "st_cookie_tsoff"
 	bpfProgStDestroySock   = "st_destroy_sock"
 	bpfProgStExit          = "st_exit"
 	bpfProgStFork          = "st_fork"
+	bpfProgStGraft         = "st_graft"
 	bpfProgStInspectFile   = "st_inspect_file"
 	bpfProgStInspectTcp    = "st_inspect_tcp"
 	bpfProgStIterFile      = "st_iter_file"
 	bpfProgStIterTcp       = "st_iter_tcp"
 	bpfProgStRecvReset     = "st_recv_reset"
+	bpfProgStReqDrop       = "st_req_drop"
+	bpfProgStReqDropOld    = "st_req_drop_old"
+	bpfProgStReqErr        = "st_req_err"
+	bpfProgStRequest       = "st_request"
 	bpfProgStSendReset     = "st_send_reset"
 	bpfProgStSetState      = "st_set_state"
 	bpfProgStSetStateTp    = "st_set_state_tp"
+	bpfProgStTimeWait      = "st_time_wait"
+	bpfProgStTwEarly       = "st_tw_early"
+	bpfProgStTwKill        = "st_tw_kill"
+	bpfProgStTwSchedule    = "st_tw_schedule"
+	bpfProgStTwSegment     = "st_tw_segment"
+	bpfProgStTwUnique      = "st_tw_unique"
 	bpfVarCfgAddrs         = "cfg_addrs"
 	bpfVarCfgCgroup        = "cfg_cgroup"
 	bpfVarCfgComms         = "cfg_comms"
@@ -136,6 +172,7 @@ const (
 	bpfVarCfgNetns         = "cfg_netns"
 	bpfVarCfgPids          = "cfg_pids"
 	bpfVarCfgPorts         = "cfg_ports"
+	bpfVarCfgRequests      = "cfg_requests"
 	bpfVarCfgResetReason   = "cfg_reset_reason"
 	bpfVarCfgSkHelpers     = "cfg_sk_helpers"
 	bpfVarCfgTpSkaddr      = "cfg_tp_skaddr"
@@ -187,31 +224,49 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
+	StAbort       *ebpf.ProgramSpec `ebpf:"st_abort"`
 	StAccept      *ebpf.ProgramSpec `ebpf:"st_accept"`
 	StAccept4     *ebpf.ProgramSpec `ebpf:"st_accept4"`
+	StComplete    *ebpf.ProgramSpec `ebpf:"st_complete"`
+	StConnRequest *ebpf.ProgramSpec `ebpf:"st_conn_request"`
+	StCookie      *ebpf.ProgramSpec `ebpf:"st_cookie"`
+	StCookieTsoff *ebpf.ProgramSpec `ebpf:"st_cookie_tsoff"`
 	StDestroySock *ebpf.ProgramSpec `ebpf:"st_destroy_sock"`
 	StExit        *ebpf.ProgramSpec `ebpf:"st_exit"`
 	StFork        *ebpf.ProgramSpec `ebpf:"st_fork"`
+	StGraft       *ebpf.ProgramSpec `ebpf:"st_graft"`
 	StInspectFile *ebpf.ProgramSpec `ebpf:"st_inspect_file"`
 	StInspectTcp  *ebpf.ProgramSpec `ebpf:"st_inspect_tcp"`
 	StIterFile    *ebpf.ProgramSpec `ebpf:"st_iter_file"`
 	StIterTcp     *ebpf.ProgramSpec `ebpf:"st_iter_tcp"`
 	StRecvReset   *ebpf.ProgramSpec `ebpf:"st_recv_reset"`
+	StReqDrop     *ebpf.ProgramSpec `ebpf:"st_req_drop"`
+	StReqDropOld  *ebpf.ProgramSpec `ebpf:"st_req_drop_old"`
+	StReqErr      *ebpf.ProgramSpec `ebpf:"st_req_err"`
+	StRequest     *ebpf.ProgramSpec `ebpf:"st_request"`
 	StSendReset   *ebpf.ProgramSpec `ebpf:"st_send_reset"`
 	StSetState    *ebpf.ProgramSpec `ebpf:"st_set_state"`
 	StSetStateTp  *ebpf.ProgramSpec `ebpf:"st_set_state_tp"`
+	StTimeWait    *ebpf.ProgramSpec `ebpf:"st_time_wait"`
+	StTwEarly     *ebpf.ProgramSpec `ebpf:"st_tw_early"`
+	StTwKill      *ebpf.ProgramSpec `ebpf:"st_tw_kill"`
+	StTwSchedule  *ebpf.ProgramSpec `ebpf:"st_tw_schedule"`
+	StTwSegment   *ebpf.ProgramSpec `ebpf:"st_tw_segment"`
+	StTwUnique    *ebpf.ProgramSpec `ebpf:"st_tw_unique"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
+	EndCauses     *ebpf.MapSpec `ebpf:"end_causes"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
 	FilterAddrs   *ebpf.MapSpec `ebpf:"filter_addrs"`
 	FilterComms   *ebpf.MapSpec `ebpf:"filter_comms"`
 	FilterPids    *ebpf.MapSpec `ebpf:"filter_pids"`
 	FilterPorts   *ebpf.MapSpec `ebpf:"filter_ports"`
 	InspectStates *ebpf.MapSpec `ebpf:"inspect_states"`
+	Overflows     *ebpf.MapSpec `ebpf:"overflows"`
 	SockInfos     *ebpf.MapSpec `ebpf:"sock_infos"`
 	SockInfosLru  *ebpf.MapSpec `ebpf:"sock_infos_lru"`
 	Totals        *ebpf.MapSpec `ebpf:"totals"`
@@ -229,6 +284,7 @@ type bpfVariableSpecs struct {
 	CfgNetns         *ebpf.VariableSpec `ebpf:"cfg_netns"`
 	CfgPids          *ebpf.VariableSpec `ebpf:"cfg_pids"`
 	CfgPorts         *ebpf.VariableSpec `ebpf:"cfg_ports"`
+	CfgRequests      *ebpf.VariableSpec `ebpf:"cfg_requests"`
 	CfgResetReason   *ebpf.VariableSpec `ebpf:"cfg_reset_reason"`
 	CfgSkHelpers     *ebpf.VariableSpec `ebpf:"cfg_sk_helpers"`
 	CfgTpSkaddr      *ebpf.VariableSpec `ebpf:"cfg_tp_skaddr"`
@@ -258,12 +314,14 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
+	EndCauses     *ebpf.Map `ebpf:"end_causes"`
 	Events        *ebpf.Map `ebpf:"events"`
 	FilterAddrs   *ebpf.Map `ebpf:"filter_addrs"`
 	FilterComms   *ebpf.Map `ebpf:"filter_comms"`
 	FilterPids    *ebpf.Map `ebpf:"filter_pids"`
 	FilterPorts   *ebpf.Map `ebpf:"filter_ports"`
 	InspectStates *ebpf.Map `ebpf:"inspect_states"`
+	Overflows     *ebpf.Map `ebpf:"overflows"`
 	SockInfos     *ebpf.Map `ebpf:"sock_infos"`
 	SockInfosLru  *ebpf.Map `ebpf:"sock_infos_lru"`
 	Totals        *ebpf.Map `ebpf:"totals"`
@@ -271,12 +329,14 @@ type bpfMaps struct {
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
+		m.EndCauses,
 		m.Events,
 		m.FilterAddrs,
 		m.FilterComms,
 		m.FilterPids,
 		m.FilterPorts,
 		m.InspectStates,
+		m.Overflows,
 		m.SockInfos,
 		m.SockInfosLru,
 		m.Totals,
@@ -295,6 +355,7 @@ type bpfVariables struct {
 	CfgNetns         *ebpf.Variable `ebpf:"cfg_netns"`
 	CfgPids          *ebpf.Variable `ebpf:"cfg_pids"`
 	CfgPorts         *ebpf.Variable `ebpf:"cfg_ports"`
+	CfgRequests      *ebpf.Variable `ebpf:"cfg_requests"`
 	CfgResetReason   *ebpf.Variable `ebpf:"cfg_reset_reason"`
 	CfgSkHelpers     *ebpf.Variable `ebpf:"cfg_sk_helpers"`
 	CfgTpSkaddr      *ebpf.Variable `ebpf:"cfg_tp_skaddr"`
@@ -308,36 +369,68 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
+	StAbort       *ebpf.Program `ebpf:"st_abort"`
 	StAccept      *ebpf.Program `ebpf:"st_accept"`
 	StAccept4     *ebpf.Program `ebpf:"st_accept4"`
+	StComplete    *ebpf.Program `ebpf:"st_complete"`
+	StConnRequest *ebpf.Program `ebpf:"st_conn_request"`
+	StCookie      *ebpf.Program `ebpf:"st_cookie"`
+	StCookieTsoff *ebpf.Program `ebpf:"st_cookie_tsoff"`
 	StDestroySock *ebpf.Program `ebpf:"st_destroy_sock"`
 	StExit        *ebpf.Program `ebpf:"st_exit"`
 	StFork        *ebpf.Program `ebpf:"st_fork"`
+	StGraft       *ebpf.Program `ebpf:"st_graft"`
 	StInspectFile *ebpf.Program `ebpf:"st_inspect_file"`
 	StInspectTcp  *ebpf.Program `ebpf:"st_inspect_tcp"`
 	StIterFile    *ebpf.Program `ebpf:"st_iter_file"`
 	StIterTcp     *ebpf.Program `ebpf:"st_iter_tcp"`
 	StRecvReset   *ebpf.Program `ebpf:"st_recv_reset"`
+	StReqDrop     *ebpf.Program `ebpf:"st_req_drop"`
+	StReqDropOld  *ebpf.Program `ebpf:"st_req_drop_old"`
+	StReqErr      *ebpf.Program `ebpf:"st_req_err"`
+	StRequest     *ebpf.Program `ebpf:"st_request"`
 	StSendReset   *ebpf.Program `ebpf:"st_send_reset"`
 	StSetState    *ebpf.Program `ebpf:"st_set_state"`
 	StSetStateTp  *ebpf.Program `ebpf:"st_set_state_tp"`
+	StTimeWait    *ebpf.Program `ebpf:"st_time_wait"`
+	StTwEarly     *ebpf.Program `ebpf:"st_tw_early"`
+	StTwKill      *ebpf.Program `ebpf:"st_tw_kill"`
+	StTwSchedule  *ebpf.Program `ebpf:"st_tw_schedule"`
+	StTwSegment   *ebpf.Program `ebpf:"st_tw_segment"`
+	StTwUnique    *ebpf.Program `ebpf:"st_tw_unique"`
 }
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.StAbort,
 		p.StAccept,
 		p.StAccept4,
+		p.StComplete,
+		p.StConnRequest,
+		p.StCookie,
+		p.StCookieTsoff,
 		p.StDestroySock,
 		p.StExit,
 		p.StFork,
+		p.StGraft,
 		p.StInspectFile,
 		p.StInspectTcp,
 		p.StIterFile,
 		p.StIterTcp,
 		p.StRecvReset,
+		p.StReqDrop,
+		p.StReqDropOld,
+		p.StReqErr,
+		p.StRequest,
 		p.StSendReset,
 		p.StSetState,
 		p.StSetStateTp,
+		p.StTimeWait,
+		p.StTwEarly,
+		p.StTwKill,
+		p.StTwSchedule,
+		p.StTwSegment,
+		p.StTwUnique,
 	)
 }
 

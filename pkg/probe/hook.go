@@ -17,6 +17,8 @@ const (
 	TierCore   Tier = "core"   // transitions; without it nothing works
 	TierCauses Tier = "causes" // why and by whom
 	TierScan   Tier = "scan"   // what was there before us
+	// TierTrampolines is fentry and fexit, which hardened kernels refuse.
+	TierTrampolines Tier = "trampolines"
 )
 
 // Hook is a place in the kernel where one of our programs can stand.
@@ -31,11 +33,15 @@ type Hook struct {
 	tracepoint [2]string // group and name of a classic tracepoint
 	iterator   bool
 	wanted     func(*Options) bool // nil: always
+	params     []string            // of the function at a trampoline, the first of them, by name
+	byCookie   bool                // useless where sockets have numbers of our own
+	insteadOf  string              // a program that is better
+	onlyWith   string              // a program without which this one tells wrong
 }
 
 // hooks is the list of all that we attach to, in order: causes before the
 // core, so that no end is seen without its cause.
-var hooks = []Hook{
+var hooks = append([]Hook{
 	{
 		Name: "tp_btf tcp_destroy_sock", Program: bpfProgStDestroySock, Tier: TierCauses,
 		Buys:    "descriptors that stay open after the connection has ended",
@@ -96,7 +102,7 @@ var hooks = []Hook{
 		Needs:    "kernel 5.11 with CONFIG_DEBUG_INFO_BTF",
 		iterator: true,
 	},
-}
+}, trampolines()...)
 
 // The two ways to the one hook that is needed.
 var (

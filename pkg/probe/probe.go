@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,9 @@ type Options struct {
 	RingBytes uint32
 	// Classic uses the classic tracepoint even where the typed one works.
 	Classic bool
+	// NoTrampolines does without fentry and fexit, as kernels do that refuse
+	// them.
+	NoTrampolines bool
 	// NoStorage keeps the memory of sockets by address, as kernels before
 	// 5.12 need, where it could live in the sockets themselves.
 	NoStorage bool
@@ -51,6 +55,8 @@ type Stats struct {
 	Lost          uint64 // events for which the ring buffer had no room
 	Filtered      uint64 // events withheld because the filter asked for it
 	StorageFailed uint64 // sockets, or followed processes, for which there was no memory
+	Requests      uint64 // SYNs that were queued (half-open connections), where the kernel lets us see them
+	Untold        uint64 // of those, without an event of their own: too many came at once
 }
 
 // Probe is the kernel side at work. Read belongs to one goroutine; Snapshot,
@@ -64,12 +70,15 @@ type Probe struct {
 	iters   map[string]*link.Iter
 	hooks   []HookStatus
 	partial bool
+	kernel  *btf.Spec // nil without BTF
+	cookies bool      // sockets are named by their cookie
 
 	reader *ringbuf.Reader
 	record ringbuf.Record
 	lost   []uint32 // per CPU, as far as the stream has told
 	queued []event.Event
 	idle   int
+	untold uint64 // requests, as far as the stream has told
 
 	mu           sync.Mutex // guards snapshotDone
 	snapshotDone bool
@@ -134,6 +143,7 @@ func (p *Probe) loadCore() error {
 				continue
 			}
 			if err = p.loadWith(&hookTyped, kernel, helpers); err == nil {
+				p.kernel, p.cookies = kernel, helpers
 				p.hooks = append(p.hooks, HookStatus{Hook: hookTyped})
 				return nil
 			}
@@ -222,8 +232,15 @@ func prune(spec *ebpf.CollectionSpec, program string) {
 			delete(spec.Programs, name)
 		}
 	}
-	if program == bpfProgStSetStateTp {
-		for _, name := range []string{bpfMapSockInfos, bpfMapInspectStates, bpfMapFilterAddrs, bpfMapFilterComms, bpfMapFilterPids, bpfMapFilterPorts} {
+	if program != bpfProgStSetStateTp {
+		return
+	}
+	used := make(map[string]bool)
+	for _, ins := range spec.Programs[program].Instructions {
+		used[ins.Reference()] = true
+	}
+	for name := range spec.Maps {
+		if !used[name] && !strings.HasPrefix(name, ".") {
 			delete(spec.Maps, name)
 		}
 	}
@@ -237,13 +254,26 @@ func (p *Probe) attachRest() {
 		switch {
 		case p.partial:
 			status.Err = errors.New("needs the typed tracepoint")
-		case h.wanted != nil && !h.wanted(&p.opts):
+		case h.wanted != nil && !h.wanted(&p.opts), h.insteadOf != "" && p.works(h.insteadOf):
 			status.Unused = true
+		case h.Tier == TierTrampolines && p.opts.NoTrampolines:
+			status.Err = errors.New("not asked for")
+		case h.onlyWith != "" && !p.works(h.onlyWith):
+			status.Err = fmt.Errorf("needs %s, which does not work", h.onlyWith)
+		case h.byCookie && !p.cookies:
+			status.Err = errors.New("the kernel cannot name sockets by their cookie in tracing programs")
 		default:
-			status.Err = p.loadMore(&h)
+			if status.Err = h.resolve(p.kernel); status.Err == nil {
+				status.Err = p.loadMore(&h)
+			}
 		}
 		p.hooks = append(p.hooks, status)
 	}
+}
+
+// works reports whether an optional program has been attached.
+func (p *Probe) works(program string) bool {
+	return slices.ContainsFunc(p.hooks, func(h HookStatus) bool { return h.Program == program && h.Err == nil && !h.Unused })
 }
 
 func (p *Probe) loadMore(h *Hook) error {
@@ -274,6 +304,17 @@ func (p *Probe) Hooks() []HookStatus { return p.hooks }
 // only, no filter in the kernel.
 func (p *Probe) Partial() bool { return p.partial }
 
+// SeesRequests reports whether half-open connections have events of their own.
+func (p *Probe) SeesRequests() bool {
+	return p.works(bpfProgStRequest) && (p.works(bpfProgStReqDrop) || p.works(bpfProgStReqDropOld)) && p.works(bpfProgStComplete)
+}
+
+// SeesTimeWait reports whether TIME_WAIT and FIN_WAIT2 in mini sockets have
+// events of their own.
+func (p *Probe) SeesTimeWait() bool {
+	return p.works(bpfProgStTimeWait) && p.works(bpfProgStTwSchedule) && p.works(bpfProgStTwKill)
+}
+
 // Stats reads the counters.
 func (p *Probe) Stats() (s Stats, err error) {
 	var cpus []bpfCounters
@@ -285,6 +326,8 @@ func (p *Probe) Stats() (s Stats, err error) {
 		s.Lost += c.Lost
 		s.Filtered += c.Filtered
 		s.StorageFailed += c.StorageFailed
+		s.Requests += c.Requests
+		s.Untold += c.Untold
 	}
 	return s, nil
 }

@@ -77,11 +77,17 @@ func (p *Probe) whenIdle(e *event.Event) error {
 		return fmt.Errorf("read the counters of the kernel side: %w", err)
 	}
 	boot, _ := Now()
+	var untold uint64
 	for cpu, c := range cpus {
+		untold += c.Untold
 		if n := uint32(c.Lost) - p.lost[cpu]; n > 0 && n < 1<<31 {
 			p.lost[cpu] = uint32(c.Lost)
 			p.queued = append(p.queued, event.Event{Kind: event.KindLost, Time: boot, CPU: uint16(cpu), Count: uint64(n)})
 		}
+	}
+	if untold > p.untold {
+		p.queued = append(p.queued, event.Event{Kind: event.KindUntold, Time: boot, Count: untold - p.untold})
+		p.untold = untold
 	}
 	if len(p.queued) > 0 {
 		return p.Read(e)
@@ -120,6 +126,12 @@ func decode(w *bpfEvent, e *event.Event) {
 		BytesSent:   w.BytesSent, BytesResent: w.BytesResent, BytesAcked: w.BytesAcked, BytesReceived: w.BytesReceived,
 		SRTT: w.SrttUs, Retransmits: w.Retransmits, Unread: w.Unread, Unsent: w.Unsent,
 		Err: w.Err, Shutdown: w.Shutdown, Reset: event.ResetReason(w.Reset), FD: w.Fd,
+	}
+	switch e.Kind {
+	case event.KindRequestEnd, event.KindTimeWaitEnd:
+		e.Reset, e.Cause = event.ResetUnknown, event.EndCause(w.Reset)
+	case event.KindOverflow:
+		e.BytesSent, e.Count = 0, w.BytesSent
 	}
 }
 

@@ -50,6 +50,7 @@ type line struct {
 	Err        uint16 `json:"errno,omitempty"`
 	Shutdown   uint8  `json:"shutdown,omitempty"`
 	Reset      uint8  `json:"reset,omitempty"`
+	Cause      uint8  `json:"cause,omitempty"`
 	FD         int32  `json:"fd,omitempty"`
 	Wall       int64  `json:"wall_ns,omitempty"`
 	Count      uint64 `json:"count,omitempty"`
@@ -93,6 +94,7 @@ func appendEvent(b []byte, e *event.Event) []byte {
 	b = num(b, "errno", e.Err)
 	b = num(b, "shutdown", e.Shutdown)
 	b = num(b, "reset", e.Reset)
+	b = num(b, "cause", e.Cause)
 	b = num(b, "fd", e.FD)
 	b = num(b, "wall_ns", e.Wall)
 	b = num(b, "count", e.Count)
@@ -172,7 +174,7 @@ func parseEvent(text []byte, e *event.Event) error {
 		Owner: event.Task{PID: l.OwnerPID, Start: l.OwnerStart}, OwnerSource: event.OwnerSource(l.Source),
 		BytesSent: l.Sent, BytesResent: l.Resent, BytesAcked: l.Acked, BytesReceived: l.Received,
 		SRTT: l.SRTT, Retransmits: l.Retrans, Unread: l.Unread, Unsent: l.Unsent,
-		Err: l.Err, Shutdown: l.Shutdown, Reset: event.ResetReason(l.Reset), FD: l.FD, Wall: l.Wall, Count: l.Count,
+		Err: l.Err, Shutdown: l.Shutdown, Reset: event.ResetReason(l.Reset), Cause: event.EndCause(l.Cause), FD: l.FD, Wall: l.Wall, Count: l.Count,
 	}
 	if e.Old >= event.NumStates || e.New >= event.NumStates {
 		return fmt.Errorf("decode an event: states %d and %d: there is none above %d", e.Old, e.New, event.NumStates-1)
