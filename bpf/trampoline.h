@@ -182,7 +182,7 @@ int BPF_PROG(st_complete, struct sock *sk, struct sock *child, struct request_so
 	return 0;
 }
 
-static __always_inline int request_end(struct sock *sk, struct request_sock *req, bool unlinked, bool timer)
+static __always_inline int request_end(struct sock *sk, struct request_sock *req, bool unlinked, __u8 otherwise)
 {
 	struct sock_common *skc = &req->__req_common;
 	struct inet_request_sock *ireq = (void *)req;
@@ -205,8 +205,8 @@ static __always_inline int request_end(struct sock *sk, struct request_sock *req
 		return 0;
 	if (!cause && sk->__sk_common.skc_state != TCP_LISTEN)
 		cause = END_LISTENER;
-	if (!cause && timer)
-		cause = END_TIMER;
+	if (!cause)
+		cause = otherwise;
 	e = reserve_mini(skc, id, WHAT(EVENT_REQUEST_END, TCP_NEW_SYN_RECV, TCP_CLOSE) | cause << 24);
 	if (!e)
 		return 0;
@@ -216,6 +216,8 @@ static __always_inline int request_end(struct sock *sk, struct request_sock *req
 	if (listener && listener->inet_conn.icsk_accept_queue.rskq_defer_accept)
 		e->flags |= FLAG_DEFER;
 	e->retransmits = req->num_retrans;
+	e->unread = sk->sk_ack_backlog;
+	e->unsent = sk->sk_max_ack_backlog;
 	fill_task(e, cause == END_KILLED);
 	submit(e);
 	return 0;
@@ -224,14 +226,15 @@ static __always_inline int request_end(struct sock *sk, struct request_sock *req
 SEC("fexit/__inet_csk_reqsk_queue_drop")
 int st_req_drop(__u64 *ctx)
 {
-	return request_end((void *)ctx[0], (void *)ctx[1], (__u8)ctx[3], (__u8)ctx[2]);
+	/* without the timer or another mark, what is left is tcp_check_req on a RST */
+	return request_end((void *)ctx[0], (void *)ctx[1], (__u8)ctx[3], (__u8)ctx[2] ? END_TIMER : END_RESET);
 }
 
 /* Before 6.12 and its stable fixes (e8c526f2bdf1), the timer comes through here as well. */
 SEC("fexit/inet_csk_reqsk_queue_drop")
 int st_req_drop_old(__u64 *ctx)
 {
-	return request_end((void *)ctx[0], (void *)ctx[1], (__u8)ctx[2], false);
+	return request_end((void *)ctx[0], (void *)ctx[1], (__u8)ctx[2], END_UNKNOWN);
 }
 
 /* An ICMP error that ends a request. */
@@ -408,7 +411,7 @@ int BPF_PROG(st_tw_schedule, struct inet_timewait_sock *tw)
 	if (!skc->skc_cookie.counter)
 		return 0;
 	e = reserve_mini(skc, skc->skc_cookie.counter,
-			 WHAT(EVENT_TIME_WAIT, (__u8)ctx[2] ? TCP_TIME_WAIT : TCP_FIN_WAIT2, tw->tw_substate));
+			 WHAT(EVENT_TIME_WAIT, (__u8)ctx[2] ? TCP_TIME_WAIT : 0, tw->tw_substate));
 	if (!e)
 		return 0;
 	if (!mini_wanted(e)) {

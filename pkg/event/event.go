@@ -45,7 +45,8 @@ const (
 	// connection.
 	KindRequestEnd
 	// KindTimeWait is the hand-over to a mini socket, New being its substate
-	// (FIN_WAIT2 or TIME_WAIT); again when FIN_WAIT2 turns into TIME_WAIT.
+	// (FIN_WAIT2 or TIME_WAIT). With Old TIME_WAIT it is armed anew: FIN_WAIT2
+	// turned into TIME_WAIT, or the peer's FIN came again.
 	KindTimeWait
 	// KindTimeWaitEnd is the end of that mini socket.
 	KindTimeWaitEnd

@@ -95,19 +95,23 @@ const (
 	OutcomeKilled                             // SOCK_DESTROY (`ss -K`), Conn.Closer is the killer
 	OutcomeHandshakeFailed                    // a server's socket that never became ESTABLISHED
 	OutcomeListenEnded                        // a listener was closed
+	OutcomeHandshakeExpired                   // half-open: nobody answered our SYN-ACKs
+	OutcomeHandshakeReset                     // half-open: the peer sent a RST
+	OutcomeHandshakeOverflow                  // half-open: the accept queue had no room for it
 )
 
 var outcomeNames = [...]string{
 	"open", "unknown", "closed", "refused", "unreachable", "connect_timeout", "connect_cancelled", "no_local_port",
 	"reset_by_peer", "reset_unread_data", "reset_linger", "reset_data_after_close", "reset_listener_closed",
 	"reset_keepalive", "reset_protocol", "timed_out", "killed", "handshake_failed", "listen_ended",
+	"handshake_expired", "handshake_reset", "handshake_overflow",
 }
 
 // String returns the outcome in the snake case of the record schema.
 func (o Outcome) String() string { return outcomeNames[o] }
 
 // NumOutcomes is one more than the largest Outcome, for arrays indexed by it.
-const NumOutcomes = int(OutcomeListenEnded) + 1
+const NumOutcomes = int(OutcomeHandshakeOverflow) + 1
 
 // Owner is the process that a connection belongs to, and how that is known.
 type Owner struct {
@@ -141,22 +145,30 @@ type Conn struct {
 
 	// Lingers is what the connection left behind in a mini socket: TIME_WAIT,
 	// FIN_WAIT2 (whose TIME_WAIT may follow), or none. LingersKnown says how
-	// that is known.
+	// that is known. It mostly outlives Finished: see Table.Lingering.
 	Lingers      event.State
 	LingersKnown Known
 	Initiator    Initiator
-	LingerStart  int64 // nanoseconds since boot
-	LingerEnd    int64 // nanoseconds since boot, 0 not seen
+	LingerCause  event.EndCause // of LingerEnd
+	LingerStart  int64          // nanoseconds since boot
+	LingerEnd    int64          // nanoseconds since boot, 0 not seen
+
+	AcceptedAt int64  // nanoseconds since boot, 0 not seen
+	Overflows  uint64 // of a listener: SYNs dropped because its queue was full
 
 	Outcome   Outcome
 	Reset     event.ResetReason
 	Err       uint16 // sk_err at the end, an errno
-	Why       string // for OutcomeUnknown: a constant sentence
+	Why       string // for OutcomeUnknown and OutcomeHandshakeFailed: a constant sentence
 	Gap       bool   // events were lost on the way
 	FromStart bool   // the first event was the birth
 	Accepted  bool   // seen to be accepted
+	Cookie    bool   // made of a SYN cookie
 	EOFUnread bool   // the peer's FIN is still in the receive queue
 
+	mini     event.State // of KindTimeWait, before -> CLOSE
+	halfOpen bool        // a request, no full socket yet
+	missed   uint8       // snapshots in a row that did not show it
 	resetIn  bool
 	resetOut bool
 	end      event.Flags // of the event of -> CLOSE
@@ -175,6 +187,7 @@ type Conn struct {
 	LastEvent     int64 // nanoseconds since boot
 
 	settle int64 // until when evidence for the outcome may come
+	miniAt int64 // time of KindTimeWait before -> CLOSE
 	prev   *Conn
 	next   *Conn
 }
@@ -198,10 +211,30 @@ func (c *Conn) SpanEnd(i int, now int64) int64 {
 	switch {
 	case i+1 < len(c.Spans):
 		return c.Spans[i+1].Start
+	case c.Spans[i].State == event.StateFinWait2 && c.Lingers == event.StateTimeWait && c.LingerStart > c.End:
+		return c.LingerStart // it went on in a mini socket
 	case c.End != 0:
 		return c.End
 	}
 	return now
+}
+
+// HalfOpen reports whether this is a handshake of which the third packet has
+// not come: a request, without a full socket.
+func (c *Conn) HalfOpen() bool { return c.halfOpen }
+
+// AcceptWait returns for how long, in nanoseconds, the connection was
+// ESTABLISHED before accept() returned it; false where that was not seen.
+func (c *Conn) AcceptWait() (int64, bool) {
+	if c.AcceptedAt == 0 {
+		return 0, false
+	}
+	for _, s := range c.Spans {
+		if s.State == event.StateEstablished && s.Known == Seen {
+			return max(c.AcceptedAt-s.Start, 0), true
+		}
+	}
+	return 0, false
 }
 
 // HeldClosed reports whether the connection has ended while the application

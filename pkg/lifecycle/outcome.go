@@ -39,6 +39,9 @@ func (c *Conn) learn(e *event.Event) {
 	if e.Flags.Has(event.FlagPartial) {
 		return
 	}
+	if e.Flags.Has(event.FlagCookie) {
+		c.Cookie = true
+	}
 	c.Subflow = e.Flags.Has(event.FlagMPTCP)
 	c.BytesSent = e.BytesSent - min(e.BytesSent, e.BytesResent)
 	c.BytesReceived, c.Unread, c.Unsent = e.BytesReceived, e.Unread, e.Unsent
@@ -119,7 +122,7 @@ func (c *Conn) began(i Initiator) {
 // conclude names the outcome from all that is known at -> CLOSE, and again when
 // a RST was sent right after it.
 func (c *Conn) conclude(noResets bool) {
-	c.Outcome, c.Why, c.Lingers = OutcomeUnknown, "", event.StateNone
+	c.Outcome, c.Why = OutcomeUnknown, ""
 	last := c.Spans[len(c.Spans)-1].State
 	errno := syscall.Errno(c.Err)
 	switch {
@@ -200,11 +203,6 @@ func (c *Conn) concludeClose(last event.State) {
 			return
 		}
 		c.Outcome = OutcomeClosed
-		// tcp_time_wait: what is left lives on in a mini socket
-		c.Lingers, c.LingersKnown, c.LingerStart = event.StateFinWait2, Inferred, c.End
-		if c.end.Has(event.FlagDone) {
-			c.Lingers = event.StateTimeWait
-		}
 	default:
 		if c.resetOut {
 			c.abort()

@@ -24,6 +24,11 @@ type Stats struct {
 	Ignored     uint64 // events of sockets that are in no connection, or without an identity
 	Open        int    // connections in the table that have not ended
 	Held        int    // ended, but a descriptor is still open
+	Lingering   int    // left behind in TIME_WAIT or FIN_WAIT2 without a process
+	Repaired    uint64 // connections whose loss of events a snapshot made good or ended
+	Requests    uint64 // SYNs that were queued, where they are seen
+	Untold      uint64 // of those, counted only: too many came at once
+	Overflows   uint64 // SYNs dropped because an accept queue was full
 	Outcomes    [NumOutcomes]uint64
 	Transitions [event.NumStates][event.NumStates]uint64
 }
@@ -39,6 +44,9 @@ type Options struct {
 	// NoResets says that no KindResetReceived will come: a reset by the peer
 	// is told by the socket's error alone.
 	NoResets bool
+	// SeesTimeWait says that KindTimeWait and KindTimeWaitEnd will come: what
+	// they do not tell of is not there.
+	SeesTimeWait bool
 }
 
 // settle is how long after -> CLOSE the cause may still arrive: a RST is sent
@@ -56,6 +64,12 @@ type Table struct {
 	free     *Conn
 	stats    Stats
 	now      int64
+	lossAt   int64 // time of the last KindLost
+
+	lingers   lingers
+	snapshots map[uint32]sweep // by network namespace
+	doubtful  bool
+	said      event.Event // what the observer is told instead of the kernel's event
 }
 
 // New makes an empty table that tells o what happens.
@@ -95,6 +109,7 @@ func (t *Table) Apply(e *event.Event) {
 		t.now = e.Time
 	}
 	t.settleUntil(t.now)
+	t.expire()
 	switch e.Kind {
 	case event.KindState:
 		t.state(e)
@@ -109,17 +124,57 @@ func (t *Table) Apply(e *event.Event) {
 	case event.KindResetSent:
 		t.resetSent(e)
 	case event.KindAccept:
-		if c := t.find(e); c != nil {
-			c.Accepted = true
-			c.Acceptor = e.FD
-			c.own(e.Task, event.OwnerAccept)
-		}
+		t.accepted(e)
 	case event.KindHolder:
 		if c := t.snapshot(e); c != nil {
 			c.own(e.Task, event.OwnerHolder)
 		}
 	case event.KindLost:
 		t.stats.Lost += e.Count
+		t.lossAt = t.now
+	case event.KindRequest:
+		t.request(e)
+	case event.KindRequestEnd:
+		t.requestEnd(e)
+	case event.KindUntold:
+		t.stats.Requests += e.Count
+		t.stats.Untold += e.Count
+	case event.KindTimeWait:
+		t.timeWait(e)
+	case event.KindTimeWaitEnd:
+		t.timeWaitEnd(e)
+	case event.KindOverflow:
+		t.overflow(e)
+	case event.KindSnapshotBegin, event.KindSnapshotDone, event.KindSnapshotEnd:
+		t.sweep(e)
+	}
+}
+
+// accepted is told by up to two hooks: one knows the moment, the other the
+// descriptor.
+func (t *Table) accepted(e *event.Event) {
+	c := t.find(e)
+	if c == nil {
+		return
+	}
+	c.own(e.Task, event.OwnerAccept)
+	if c.Acceptor < 0 {
+		c.Acceptor = e.FD
+	}
+	if !c.Accepted {
+		c.Accepted, c.AcceptedAt = true, e.Time
+	}
+}
+
+func (t *Table) overflow(e *event.Event) {
+	c := t.find(e)
+	if c == nil {
+		return
+	}
+	c.learn(e)
+	if e.Count > c.Overflows {
+		t.stats.Overflows += e.Count - c.Overflows
+		c.Overflows = e.Count
 	}
 }
 
@@ -138,7 +193,8 @@ func (t *Table) find(e *event.Event) *Conn {
 }
 
 func (t *Table) touch(c *Conn, time int64) {
-	c.LastEvent = time
+	c.LastEvent = max(c.LastEvent, time)
+	c.missed = 0
 	if c.next != nil {
 		c.prev.next, c.next.prev = c.next, c.prev
 	}
@@ -155,6 +211,9 @@ func (t *Table) state(e *event.Event) {
 	c := t.conns[e.Socket]
 	birth := isBirth(e.Old, e.New)
 	switch {
+	case c != nil && birth && c.halfOpen:
+		t.complete(c, e)
+		return
 	case c != nil && birth:
 		c = t.reborn(c, e)
 	case c == nil && e.Old == event.StateClose && !birth:
@@ -170,6 +229,7 @@ func (t *Table) state(e *event.Event) {
 		t.stats.Ignored++ // CLOSE -> CLOSE: aborted twice
 		return
 	}
+	c.halfOpen = false
 	t.touch(c, e.Time)
 	c.learn(e)
 	if e.Old == e.New {
@@ -195,8 +255,14 @@ func (t *Table) step(c *Conn, e *event.Event, birth bool) {
 		t.gap(c)
 		c.Spans = append(c.Spans, Span{Start: at, State: e.Old, Known: Inferred})
 	}
+	if e.Old == event.StateSynRecv && e.New == event.StateEstablished {
+		c.inferHandshake(at, e)
+	}
 	c.State = e.New
 	c.judge(e)
+	if e.New == event.StateEstablished {
+		t.replaced(c, e)
+	}
 	if e.New != event.StateClose {
 		c.Spans = append(c.Spans, Span{Start: at, State: e.New})
 		t.observer.Transition(c, e)
@@ -208,6 +274,7 @@ func (t *Table) step(c *Conn, e *event.Event, birth bool) {
 	c.queued = true
 	t.settling = append(t.settling, c)
 	c.conclude(t.opts.NoResets)
+	t.linger(c, e)
 	t.observer.Transition(c, e)
 }
 
@@ -266,11 +333,18 @@ func (t *Table) evict() {
 }
 
 func (t *Table) snapshot(e *event.Event) *Conn {
+	if e.Flags.Has(event.FlagMini) && e.New != event.StateNewSynRecv {
+		t.foundLingering(e)
+		return nil
+	}
 	if e.Socket == 0 {
 		t.stats.Ignored++
 		return nil
 	}
 	c := t.conns[e.Socket]
+	if c == nil && e.New == event.StateNewSynRecv {
+		return t.halfOpen(e, AtLeast)
+	}
 	if c == nil {
 		if e.New == event.StateClose {
 			t.stats.Ignored++ // a socket that was never connected, or ended before us
@@ -288,11 +362,13 @@ func (t *Table) snapshot(e *event.Event) *Conn {
 		return c
 	}
 	t.touch(c, e.Time)
-	if c.held || c.End != 0 {
+	if c.held || c.End != 0 || e.Flags.Has(event.FlagMini) {
 		return c
 	}
+	c.halfOpen = false // its birth was lost
 	if e.Kind == event.KindSnapshot && c.State != e.New {
 		t.gap(c)
+		t.stats.Repaired++
 		c.State = e.New
 		c.Spans = append(c.Spans, Span{Start: e.Time, State: e.New, Known: Inferred})
 	}
@@ -309,8 +385,12 @@ func (t *Table) resetSent(e *event.Event) {
 	if e.Reset != event.ResetUnknown {
 		c.Reset = e.Reset
 	}
-	if c.End != 0 && !c.finished {
-		c.conclude(t.opts.NoResets)
+	if c.End == 0 || c.finished {
+		return
+	}
+	c.conclude(t.opts.NoResets)
+	if c.LingersKnown == Inferred && c.Lingers != event.StateNone && c.Outcome != OutcomeClosed {
+		t.unlinger(c)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,8 +27,11 @@ var update = flag.Bool("update", false, "rewrite the expectations in testdata")
 //	TIME SOCKET OLD>NEW [flag...]        a change of state
 //	TIME SOCKET kind [flag...]           another kind of event
 //
-// with flags task, dead, done, nosocket, partial, own=PID:SOURCE, pid=PID,
-// err=ERRNO, reset=REASON, local=, peer=, rx=, tx=, unread=, count=.
+// with flags task, dead, done, nosocket, partial, mini, acked, defer, cookie,
+// own=PID:SOURCE, pid=PID, err=ERRNO, reset=REASON, cause=, local=, peer=, rx=,
+// tx=, unread=, unsent=, count=, netns=, srtt=, retransmits=, old=, state=.
+// Times are nanoseconds, or seconds with an s behind. Lines max=N and
+// sees_time_wait set options.
 func TestStories(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -56,7 +60,19 @@ func TestStories(t *testing.T) {
 
 type teller struct{ strings.Builder }
 
-func (*teller) Transition(*Conn, *event.Event) {}
+func (b *teller) Transition(c *Conn, e *event.Event) {
+	if !e.Flags.Has(event.FlagMini) {
+		return
+	}
+	fmt.Fprintf(b, "at %d %d %s %s>%s", e.Time, c.Socket, e.Kind, e.Old, e.New)
+	if s := c.Spans[len(c.Spans)-1]; s.Known != Seen {
+		fmt.Fprintf(b, " (%s)", s.Known)
+	}
+	if c.LingerEnd != 0 {
+		fmt.Fprintf(b, ", after %d, by %s", c.LingerEnd-c.Spans[len(c.Spans)-1].Start, c.LingerCause)
+	}
+	b.WriteString("\n")
+}
 
 func (b *teller) Finished(c *Conn) { fmt.Fprintln(b, "finished", describe(c)) }
 
@@ -75,6 +91,18 @@ func describe(c *Conn) string {
 	}
 	if c.Lingers != event.StateNone {
 		fmt.Fprintf(&b, ", leaves %s (%s)", c.Lingers, c.LingersKnown)
+	}
+	if wait, ok := c.AcceptWait(); ok {
+		fmt.Fprintf(&b, ", accepted after %d", wait)
+	}
+	if c.Cookie {
+		b.WriteString(", by cookie")
+	}
+	if c.Overflows > 0 {
+		fmt.Fprintf(&b, ", %d overflows", c.Overflows)
+	}
+	if c.halfOpen {
+		b.WriteString(", half-open")
 	}
 	if c.BytesSent+c.BytesReceived > 0 {
 		fmt.Fprintf(&b, ", sent %d received %d", c.BytesSent, c.BytesReceived)
@@ -101,6 +129,11 @@ func tell(t *testing.T, story string) string {
 		if len(words) == 0 {
 			continue
 		}
+		if words[0] == "sees_time_wait" {
+			opts.SeesTimeWait = true
+			table = New(&b, opts)
+			continue
+		}
 		if n, ok := strings.CutPrefix(words[0], "max="); ok {
 			opts.MaxConns, _ = strconv.Atoi(n)
 			table = New(&b, opts)
@@ -111,14 +144,27 @@ func tell(t *testing.T, story string) string {
 	}
 	table.Flush()
 	table.All(func(c *Conn) { fmt.Fprintln(&b, "in the table", describe(c)) })
+	var left []string
+	table.Lingering(func(c *Conn) {
+		left = append(left, fmt.Sprintf("lingering %d %s %s %s (%s)\n", c.Socket, c.Local, c.Peer, c.State, c.Spans[0].Known))
+	})
+	slices.Sort(left)
+	b.WriteString(strings.Join(left, ""))
+	if n := table.Stats().Lingering; n != len(left) {
+		t.Errorf("%d lingering, counted as %d", len(left), n)
+	}
 	return b.String()
 }
 
 func parse(t *testing.T, words []string) (e event.Event) {
 	number := func(s string) int64 {
+		s, seconds := strings.CutSuffix(s, "s")
 		n, err := strconv.ParseInt(s, 10, 64)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if seconds {
+			n *= 1e9
 		}
 		return n
 	}
@@ -148,6 +194,28 @@ func parse(t *testing.T, words []string) (e event.Event) {
 			e.Flags |= event.FlagNoSocket
 		case "partial":
 			e.Flags |= event.FlagPartial
+		case "mini":
+			e.Flags |= event.FlagMini
+		case "acked":
+			e.Flags |= event.FlagAcked
+		case "defer":
+			e.Flags |= event.FlagDefer
+		case "cookie":
+			e.Flags |= event.FlagCookie
+		case "cause":
+			if e.Cause, ok = event.ParseEndCause(v); !ok {
+				t.Fatalf("no cause %q", v)
+			}
+		case "netns":
+			e.Netns = uint32(number(v))
+		case "srtt":
+			e.SRTT = uint32(number(v))
+		case "retransmits":
+			e.Retransmits = uint32(number(v))
+		case "unsent":
+			e.Unsent = uint32(number(v))
+		case "old":
+			e.Old, _ = event.ParseState(v)
 		case "state":
 			e.New, _ = event.ParseState(v)
 			e.Old = e.New
@@ -196,8 +264,12 @@ func FuzzTable(f *testing.F) {
 			now := int64(1)
 			for ; len(data) >= 5; data = data[5:] {
 				now += int64(data[0]) * 1e5
-				e := event.Event{Time: now, Socket: event.SocketID(data[1] % 8), Kind: event.Kind(data[4]%13 + 1),
+				e := event.Event{Time: now, Socket: event.SocketID(data[1] % 8), Kind: event.Kind(data[4]%15 + 1),
 					Old: event.State(data[2] % event.NumStates), New: event.State(data[3] % event.NumStates), Flags: event.Flags(data[4])}
+				if e.Kind == event.KindSnapshotDone+1 {
+					e.Kind = event.KindSnapshotEnd
+				}
+				e.Local, e.Peer = netip.AddrPortFrom(netip.IPv6Loopback(), uint16(data[1]%8)+1), netip.AddrPortFrom(netip.IPv6Loopback(), 1)
 				if data[0]&1 == 0 {
 					e.Kind = event.KindState
 				}
