@@ -162,12 +162,14 @@ type outputFlags struct {
 	events               bool
 	count                int
 	utc                  bool
+	openAfter            time.Duration
 }
 
 func (o *outputFlags) register(cmd *cobra.Command) {
 	o.registerFormat(cmd)
 	fs := cmd.Flags()
 	fs.BoolVar(&o.events, "events", false, "show every change of state, not finished connections")
+	fs.DurationVar(&o.openAfter, "open-after", 0, "also show connections that stay in a state for longer than this `TIME`, while they do")
 	fs.IntVar(&o.count, "count", 0, "end after showing `N`")
 	fs.BoolVar(&o.utc, "utc", false, "show times in UTC")
 }
@@ -188,6 +190,9 @@ func (o *outputFlags) parse(host render.Host, out any) (render.Options, error) {
 	}
 	if opts.Names, err = event.ParseNaming(o.names); err != nil {
 		return opts, usagef("--names: %w", err)
+	}
+	if o.openAfter < 0 {
+		return opts, usagef("--open-after %v: a time above 0", o.openAfter)
 	}
 	if o.count < 0 {
 		return opts, usagef("--count %d: a number of at least 1", o.count)

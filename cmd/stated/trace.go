@@ -23,6 +23,10 @@ import (
 	"github.com/stated-tcp/stated/pkg/render"
 )
 
+// snapshotEvery is seldom enough not to be felt: 100,000 sockets take a few
+// tenths of a second of one CPU.
+const snapshotEvery = 30e9
+
 // live are the flags of commands that watch the kernel.
 type live struct {
 	filter   filterFlags
@@ -117,7 +121,7 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 			return err
 		}
 		trace.Out = render.New(cmd.OutOrStdout(), opts)
-		trace.Events, trace.Count = o.events, o.count
+		trace.Events, trace.Count, trace.OpenAfter = o.events, o.count, int64(o.openAfter)
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
@@ -139,7 +143,7 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	}
 	options := tableOptions(p)
 	options.MaxConns = l.maxConns
-	loop := &agent.Loop{Source: p, Now: probe.Now}
+	loop := &agent.Loop{Source: p, Now: probe.Now, Snapshot: p.Snapshot, SnapshotEvery: snapshotEvery}
 	if record != "" {
 		if loop.Record, err = recording.Create(record, header(host, options)); err != nil {
 			return err
@@ -150,6 +154,7 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	}
 	loop.Consumer = trace
 	loop.Table = lifecycle.New(trace, options)
+	trace.Table = loop.Table
 	for _, h := range p.Hooks() {
 		if h.Err != nil && h.Tier == probe.TierCore {
 			fmt.Fprintf(cmd.ErrOrStderr(), "stated: states and addresses only: %s (see 'stated check')\n", firstLine(h.Err))
@@ -171,13 +176,11 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	} else {
 		fmt.Fprintln(cmd.ErrOrStderr(), "stated: watching, Ctrl-C ends")
 	}
-	snapshot := make(chan error, 1)
-	go func() { snapshot <- p.Snapshot() }()
 	err = loop.Run(ctx)
 	if loop.Record != nil {
 		err = errors.Join(err, loop.Record.Close())
 	}
-	report(cmd, p, loop, trace, snapshot)
+	report(cmd, p, loop, trace)
 	if child != nil && err == nil {
 		err = <-childDone
 	}
@@ -185,14 +188,10 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 }
 
 // report is the last word, on stderr.
-func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.Trace, snapshot <-chan error) {
+func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.Trace) {
 	w := cmd.ErrOrStderr()
-	select {
-	case err := <-snapshot:
-		if err != nil {
-			fmt.Fprintf(w, "stated: not all sockets that were there before could be listed: %s\n", firstLine(err))
-		}
-	default:
+	if err := loop.SnapshotErr(); err != nil {
+		fmt.Fprintf(w, "stated: not all sockets that were there before could be listed: %s\n", firstLine(err))
 	}
 	stats := loop.Table.Stats()
 	if kernel, err := p.Stats(); err == nil {
@@ -245,8 +244,9 @@ func replay(cmd *cobra.Command, path string, want *filter.Filter, o *outputFlags
 	if err != nil {
 		return err
 	}
-	trace := &agent.Trace{Out: render.New(cmd.OutOrStdout(), opts), Filter: want, Events: o.events, Count: o.count}
-	table := lifecycle.New(trace, lifecycle.Options{NoDestroy: h.NoDestroy, NoResets: h.NoResets})
+	trace := &agent.Trace{Out: render.New(cmd.OutOrStdout(), opts), Filter: want, Events: o.events, Count: o.count, OpenAfter: int64(o.openAfter)}
+	table := lifecycle.New(trace, lifecycle.Options{NoDestroy: h.NoDestroy, NoResets: h.NoResets, SeesTimeWait: h.SeesTimeWait})
+	trace.Table = table
 	err = (&agent.Loop{Source: rec, Table: table, Consumer: trace}).Run(cmd.Context())
 	if d := rec.Damage(); d != (recording.Damage{}) {
 		fmt.Fprintf(cmd.ErrOrStderr(), "stated: the recording is damaged: %d bad blocks, %d events lost, %d bytes cut off at the end\n",
@@ -258,6 +258,7 @@ func replay(cmd *cobra.Command, path string, want *filter.Filter, o *outputFlags
 
 // tableOptions is what the table must know of the probe's blind spots.
 func tableOptions(p *probe.Probe) (o lifecycle.Options) {
+	o.SeesTimeWait = p.SeesTimeWait()
 	for _, h := range p.Hooks() {
 		switch {
 		case h.Err == nil:
@@ -272,7 +273,7 @@ func tableOptions(p *probe.Probe) (o lifecycle.Options) {
 
 func header(h render.Host, o lifecycle.Options) recording.Header {
 	return recording.Header{RunID: h.RunID, BootID: h.BootID, Host: h.Name, HostID: h.ID, Version: h.Version,
-		Kernel: kernelRelease(), NoDestroy: o.NoDestroy, NoResets: o.NoResets}
+		Kernel: kernelRelease(), NoDestroy: o.NoDestroy, NoResets: o.NoResets, SeesTimeWait: o.SeesTimeWait}
 }
 
 func thisHost() render.Host {

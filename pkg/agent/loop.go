@@ -44,7 +44,28 @@ type Loop struct {
 	Consumer Consumer
 	Record   *recording.Writer         // gets every event, may be nil
 	Now      func() (boot, wall int64) // nil for a recording: its clock events are in it
+	// Snapshot has Source tell all sockets that are there; nil for a recording.
+	// It runs beside the loop at the start, every SnapshotEvery nanoseconds (0:
+	// never again, but seldom enough to take a hundredth of the time at most),
+	// and after events were lost.
+	Snapshot      func() error
+	SnapshotEvery int64
+
+	scan scan
 }
+
+// scan is the state of the snapshots. Its goroutine owns nothing of it.
+type scan struct {
+	running bool
+	wanted  bool // events were lost, or the last snapshot left a doubt
+	begun   int64
+	next    int64
+	done    chan error
+	err     error
+}
+
+// rescanAfter is how soon a snapshot may follow another, in nanoseconds.
+const rescanAfter = 1e9
 
 // clockEvery is how often time passes when nothing else happens, and how often
 // the wall clock is compared.
@@ -89,6 +110,7 @@ func (l *Loop) run(ctx context.Context) error {
 			return err
 		}
 		if l.Now != nil {
+			l.rescan()
 			if boot, _ := l.Now(); l.Table.Pending() || boot-lastClock > clockEvery {
 				if lastClock, err = l.clock(); err != nil {
 					return err
@@ -120,5 +142,43 @@ func (l *Loop) feed(e *event.Event) error {
 	}
 	l.Consumer.Event(e)
 	l.Table.Apply(e)
+	switch e.Kind {
+	case event.KindLost:
+		l.scan.wanted = true
+	case event.KindSnapshotEnd:
+		l.scan.wanted = l.scan.wanted || l.Table.Doubtful()
+	}
 	return nil
 }
+
+// rescan begins a snapshot when it is time for one, and notes the end of the
+// last.
+func (l *Loop) rescan() {
+	if l.Snapshot == nil {
+		return
+	}
+	s := &l.scan
+	now, _ := l.Now()
+	if s.running {
+		select {
+		case err := <-s.done:
+			s.running = false
+			if err != nil {
+				s.err = err
+			}
+			s.next = now + max(l.SnapshotEvery, 100*(now-s.begun))
+		default:
+		}
+		return
+	}
+	due := s.begun == 0 || l.SnapshotEvery > 0 && now >= s.next || s.wanted && now >= s.begun+rescanAfter
+	if !due {
+		return
+	}
+	s.running, s.wanted, s.begun, s.done = true, false, now, make(chan error, 1)
+	go func(done chan<- error) { done <- l.Snapshot() }(s.done)
+}
+
+// SnapshotErr returns why the last snapshot that failed did not show all
+// sockets. Call it after Run.
+func (l *Loop) SnapshotErr() error { return l.scan.err }

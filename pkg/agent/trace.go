@@ -23,6 +23,13 @@ type Trace struct {
 	Shown    int
 	Filtered uint64 // connections that the filter did not want
 
+	// OpenAfter shows connections that stay in a state for longer than that,
+	// in nanoseconds, once for each state, while they are there; 0: not. Needs
+	// Table.
+	OpenAfter int64
+	Table     *lifecycle.Table
+	told      map[*lifecycle.Conn]int // of OpenAfter: in which span. Deleted at the end of the connection.
+
 	// held is what was rendered of connections of which the filter cannot tell
 	// yet whether they are wanted. Deleted when it can, or at their end.
 	held map[*lifecycle.Conn]*heldBack
@@ -42,9 +49,35 @@ func (t *Trace) Event(e *event.Event) {
 	switch e.Kind {
 	case event.KindClock:
 		t.Out.SetClock(e.Time, e.Wall)
+		if t.OpenAfter > 0 {
+			t.stillOpen(e.Time)
+		}
 	case event.KindLost:
 		t.Out.Lost(e)
 	}
+}
+
+// stillOpen shows what has stayed in its state for too long. Listeners are
+// meant to.
+func (t *Trace) stillOpen(now int64) {
+	t.Table.All(func(c *lifecycle.Conn) {
+		last := len(c.Spans) - 1
+		since := c.Spans[last].Start
+		if since == 0 {
+			since = c.FirstEvent
+		}
+		if c.End != 0 || c.Role == lifecycle.RoleListener || now-since < t.OpenAfter || t.told[c] == last+1 {
+			return
+		}
+		if t.Filter.Conn(c) == filter.No || t.Filter.States != 0 && !t.Filter.States.Has(c.State) {
+			return
+		}
+		if t.told == nil {
+			t.told = make(map[*lifecycle.Conn]int)
+		}
+		t.told[c] = last + 1
+		t.show(func() { t.Out.StillOpen(c, now) })
+	})
 }
 
 func (t *Trace) enough() bool { return t.Count > 0 && t.Shown >= t.Count }
@@ -92,6 +125,7 @@ func (t *Trace) Transition(c *lifecycle.Conn, e *event.Event) {
 // Finished implements lifecycle.Observer.
 func (t *Trace) Finished(c *lifecycle.Conn) {
 	delete(t.held, c)
+	delete(t.told, c)
 	if !t.Filter.Finished(c) {
 		t.Filtered++
 		return

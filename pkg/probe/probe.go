@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -78,10 +79,12 @@ type Probe struct {
 	lost   []uint32 // per CPU, as far as the stream has told
 	queued []event.Event
 	idle   int
+	// snapshotDone as it was when nothing was left to read
+	snapshotSeen int64
+
 	untold uint64 // requests, as far as the stream has told
 
-	mu           sync.Mutex // guards snapshotDone
-	snapshotDone bool
+	snapshotDone atomic.Int64 // when a snapshot ended of which the stream has not told; 0: none
 	closeOnce    sync.Once
 	closeErr     error
 }

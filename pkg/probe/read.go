@@ -52,7 +52,14 @@ func (p *Probe) Read(e *event.Event) error {
 			p.lost[cpu] = raw.Lost
 			p.queued = append(p.queued, *e)
 			*e = event.Event{Kind: event.KindLost, Time: e.Time, CPU: e.CPU, Count: uint64(n)}
+			return nil
 		}
+	}
+	// What is later than the end of a snapshot stands behind all of it.
+	if done := p.snapshotDone.Load(); done != 0 && e.Time > done {
+		p.snapshotDone.Store(0)
+		p.queued = append(p.queued, *e)
+		*e = event.Event{Kind: event.KindSnapshotEnd, Time: done}
 	}
 	return nil
 }
@@ -60,13 +67,13 @@ func (p *Probe) Read(e *event.Event) error {
 // whenIdle finds losses at the end of a burst, which no record behind them
 // tells, and the end of a snapshot.
 func (p *Probe) whenIdle(e *event.Event) error {
-	p.mu.Lock()
-	done := p.snapshotDone
-	p.snapshotDone = false
-	p.mu.Unlock()
-	if done {
-		boot, _ := Now()
-		*e = event.Event{Kind: event.KindSnapshotEnd, Time: boot}
+	// only if the ring buffer was empty after that
+	if done := p.snapshotDone.Load(); done != p.snapshotSeen {
+		p.snapshotSeen = done
+	} else if done != 0 {
+		p.snapshotDone.Store(0)
+		p.snapshotSeen = 0
+		*e = event.Event{Kind: event.KindSnapshotEnd, Time: done}
 		return nil
 	}
 	if p.idle++; p.idle%lossCheck != 0 {

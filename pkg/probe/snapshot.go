@@ -35,9 +35,8 @@ func (p *Probe) Snapshot() error {
 			}
 		}
 	}
-	p.mu.Lock()
-	p.snapshotDone = true
-	p.mu.Unlock()
+	boot, _ := Now()
+	p.snapshotDone.Store(boot)
 	return errors.Join(errs...)
 }
 

@@ -26,10 +26,12 @@ type Header struct {
 	HostID  string `json:"host.id,omitempty"`
 	Version string `json:"service.version,omitempty"`
 	Kernel  string `json:"os.version,omitempty"`
-	// NoDestroy and NoResets are what the kernel side could not see
+	// NoDestroy, NoResets and SeesTimeWait are what the kernel side could see
 	// (lifecycle.Options), without which a replay would conclude otherwise.
 	NoDestroy bool `json:"stated.no_destroy,omitempty"`
 	NoResets  bool `json:"stated.no_resets,omitempty"`
+
+	SeesTimeWait bool `json:"stated.sees_time_wait,omitempty"`
 }
 
 const (

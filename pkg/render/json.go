@@ -167,11 +167,30 @@ func process(b []byte, prefix string, t *event.Task) []byte {
 	return appendString(b, t.Comm.Bytes())
 }
 
+// miniCauses are what ends a mini socket, in the words of cause.
+var miniCauses = [...]string{
+	event.EndUnknown: "unknown", event.EndTimer: "timeout", event.EndReset: "rst_received", event.EndResetSent: "rst_sent",
+	event.EndSyn: "syn_received", event.EndReused: "port_reused", event.EndKilled: "killed", event.EndNetns: "netns_gone",
+	event.EndListener: "listener_closed", event.EndICMP: "icmp",
+}
+
+// handOver reports whether a transition to CLOSE is the end of the socket, not
+// of the connection: what is left goes on in a mini socket.
+func handOver(c *lifecycle.Conn, e *event.Event) bool {
+	return e.New == event.StateClose && c.Lingers != event.StateNone && e.Kind == event.KindState && !e.Flags.Has(event.FlagMini)
+}
+
 // cause says what made a transition, from facts only.
 func cause(c *lifecycle.Conn, e *event.Event) string {
 	switch {
+	case e.Kind == event.KindClock:
+		return "none"
 	case e.Kind != event.KindState:
 		return "found"
+	case e.Flags.Has(event.FlagMini) && e.New == event.StateClose:
+		return miniCauses[e.Cause]
+	case e.Flags.Has(event.FlagMini) && e.New == event.StateTimeWait:
+		return "fin_received"
 	case e.Old == e.New:
 		return "local_close"
 	}
@@ -211,13 +230,27 @@ func cause(c *lifecycle.Conn, e *event.Event) string {
 func (r *Writer) jsonTransition(c *lifecycle.Conn, e *event.Event) {
 	r.begin("tcp.state_change", "INFO", e.Time)
 	b := about(r.buf, c)
-	b = text(b, "network.connection.state", e.New.Name(event.NamingOTel))
+	state := e.New
+	if handOver(c, e) {
+		state = c.Lingers
+	}
+	b = text(b, "network.connection.state", state.Name(event.NamingOTel))
+	if state != e.New {
+		b = text(b, "stated.state.known", c.LingersKnown.String())
+	}
 	if e.Kind == event.KindState {
 		b = text(b, "stated.state.previous", e.Old.Name(event.NamingOTel))
 		if d, known, ok := previous(c); ok && e.Old != e.New {
 			b = number(b, "stated.state.previous_duration_ns", d)
 			b = text(b, "stated.state.previous_known", known.String())
 		}
+	} else if e.Kind == event.KindClock {
+		since, known := stayed(c)
+		b = number(b, "stated.state.duration_ns", e.Time-since)
+		if known != lifecycle.Seen {
+			known = lifecycle.AtLeast
+		}
+		b = text(b, "stated.state.duration_known", known.String())
 	} else {
 		b = append(b, `,"stated.snapshot":true`...)
 	}
@@ -228,7 +261,7 @@ func (r *Writer) jsonTransition(c *lifecycle.Conn, e *event.Event) {
 	if c.Gap {
 		b = append(b, `,"stated.connection.gap":true`...)
 	}
-	if !e.Flags.Has(event.FlagPartial) {
+	if !e.Flags.Has(event.FlagPartial) && !e.Flags.Has(event.FlagMini) {
 		b = numbers(b, c)
 	}
 	b = number(b, "stated.event.cpu", int64(e.CPU))
@@ -238,7 +271,7 @@ func (r *Writer) jsonTransition(c *lifecycle.Conn, e *event.Event) {
 			b = append(b, e.Old.String()...)
 			b = append(b, " → "...)
 		}
-		return append(b, e.New.String()...)
+		return append(b, state.String()...)
 	})
 	r.end()
 }
@@ -246,6 +279,9 @@ func (r *Writer) jsonTransition(c *lifecycle.Conn, e *event.Event) {
 func numbers(b []byte, c *lifecycle.Conn) []byte {
 	if c.Role == lifecycle.RoleListener {
 		b = number(b, "stated.listener.queue", int64(c.Unread))
+		if c.Overflows != 0 {
+			b = number(b, "stated.listener.overflows", int64(c.Overflows))
+		}
 		return number(b, "stated.listener.queue_limit", int64(c.Unsent))
 	}
 	b = number(b, "stated.bytes.sent", int64(c.BytesSent))
@@ -326,6 +362,12 @@ func (r *Writer) jsonConn(c *lifecycle.Conn) {
 	if !c.Closer.IsZero() {
 		b = process(b, "stated.closer.process.", &c.Closer)
 	}
+	if wait, ok := c.AcceptWait(); ok {
+		b = number(b, "stated.accept.wait_ns", wait)
+	}
+	if c.Cookie {
+		b = append(b, `,"stated.handshake.cookie":true`...)
+	}
 	if c.HeldClosed() {
 		b = append(b, `,"stated.descriptor.open":true`...)
 	}
@@ -375,7 +417,14 @@ func states(b []byte, c *lifecycle.Conn) []byte {
 		b = append(b, c.Lingers.Name(event.NamingOTel)...)
 		b = append(b, `","known":"`...)
 		b = append(b, c.LingersKnown.String()...)
-		b = append(b, `"}`...)
+		b = append(b, '"')
+		if c.Spans[0].Start != 0 {
+			b = number(b, "offset_ns", c.LingerStart-c.Spans[0].Start)
+		}
+		if c.LingerEnd != 0 {
+			b = number(b, "duration_ns", c.LingerEnd-c.LingerStart)
+		}
+		b = append(b, '}')
 	}
 	return append(b, ']')
 }

@@ -148,6 +148,13 @@ func (r *Writer) Finished(c *lifecycle.Conn) {
 	r.full()
 }
 
+// StillOpen shows a connection that stays in its state, as a change of state
+// that does not come.
+func (r *Writer) StillOpen(c *lifecycle.Conn, now int64) {
+	e := event.Event{Kind: event.KindClock, Time: now, Old: c.State, New: c.State}
+	r.Transition(c, &e)
+}
+
 // Lost shows that events are missing here.
 func (r *Writer) Lost(e *event.Event) {
 	if r.opts.Format == FormatJSON {
@@ -183,6 +190,9 @@ var phrases = [lifecycle.NumOutcomes]string{
 	lifecycle.OutcomeKilled:              "killed",
 	lifecycle.OutcomeHandshakeFailed:     "handshake failed",
 	lifecycle.OutcomeListenEnded:         "stopped listening",
+	lifecycle.OutcomeHandshakeExpired:    "handshake expired: no answer",
+	lifecycle.OutcomeHandshakeReset:      "handshake reset by peer",
+	lifecycle.OutcomeHandshakeOverflow:   "accept queue was full",
 }
 
 // Normal reports whether an outcome is what one hopes for.
@@ -208,9 +218,11 @@ func appendOutcome(b []byte, c *lifecycle.Conn) []byte {
 	case lifecycle.OutcomeKilled:
 		b = append(b, " by "...)
 		b = appendTask(b, &c.Closer)
-	case lifecycle.OutcomeUnknown:
-		b = append(b, ": "...)
-		b = append(b, c.Why...)
+	case lifecycle.OutcomeUnknown, lifecycle.OutcomeHandshakeFailed, lifecycle.OutcomeHandshakeExpired:
+		if c.Why != "" {
+			b = append(b, ": "...)
+			b = append(b, c.Why...)
+		}
 	case lifecycle.OutcomeUnreachable:
 		b = append(b, ": "...)
 		b = append(b, errnoText(c.Err)...)
@@ -247,7 +259,19 @@ func Summary(w io.Writer, s lifecycle.Stats, filtered uint64, slow *Slow) {
 	if s.Evicted > 0 {
 		fmt.Fprintf(&b, "; %d connections given up: the table was full", s.Evicted)
 	}
+	if s.Repaired > 0 {
+		fmt.Fprintf(&b, "; %d put right by a snapshot", s.Repaired)
+	}
+	if s.Untold > 0 {
+		fmt.Fprintf(&b, "; %d of %d half-open connections counted only: too many at once", s.Untold, s.Requests)
+	}
+	if s.Overflows > 0 {
+		fmt.Fprintf(&b, "; %d SYNs dropped by full accept queues", s.Overflows)
+	}
 	fmt.Fprintf(&b, "\nconnections: %d still open", s.Open)
+	if s.Lingering > 0 {
+		fmt.Fprintf(&b, ", %d in TIME_WAIT or FIN_WAIT2 without a process", s.Lingering)
+	}
 	if s.Held > 0 {
 		fmt.Fprintf(&b, ", %d ended but not closed by their process", s.Held)
 	}

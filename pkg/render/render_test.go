@@ -38,7 +38,7 @@ func conns() []*lifecycle.Conn {
 	closed := base()
 	closed.Initiator = lifecycle.InitiatorLocal
 	closed.Spans = append(closed.Spans, lifecycle.Span{Start: 3380 * ms, State: event.StateFinWait1}, lifecycle.Span{Start: 3399 * ms, State: event.StateFinWait2})
-	closed.Lingers, closed.LingersKnown = event.StateTimeWait, lifecycle.Inferred
+	closed.Lingers, closed.LingersKnown, closed.LingerStart = event.StateTimeWait, lifecycle.Inferred, closed.End
 	hostile := base()
 	hostile.Owner.Comm = event.Comm{0x1b, ']', '0', ';', 7, '\n', 0xff, '"', '\\', 0xc2, 0x9b, 0xe2, 0x80, 0xae, 'x', 'y'}
 	long := base()
@@ -64,7 +64,15 @@ func conns() []*lifecycle.Conn {
 	waiting := base()
 	waiting.Role, waiting.Owner.Source = lifecycle.RoleServer, event.OwnerListener
 	waiting.Outcome = lifecycle.OutcomeResetListenerClosed
-	all := []*lifecycle.Conn{closed, hostile, long, before, gap, killed, listener, waiting}
+	accepted := base()
+	accepted.Role, accepted.Cookie, accepted.Owner.Source = lifecycle.RoleServer, true, event.OwnerAccept
+	accepted.Accepted, accepted.AcceptedAt = true, 2000*ms
+	seen := base()
+	seen.Lingers, seen.LingerStart, seen.LingerEnd, seen.LingerCause = event.StateTimeWait, seen.End, seen.End+ms, event.EndReused
+	overflown := base()
+	*overflown = *listener
+	overflown.Overflows = 400
+	all := []*lifecycle.Conn{accepted, seen, overflown, closed, hostile, long, before, gap, killed, listener, waiting}
 	for o := range lifecycle.NumOutcomes {
 		c := base()
 		c.Outcome = lifecycle.Outcome(o)
@@ -95,6 +103,13 @@ func every(w *Writer) {
 		e = event.Event{Kind: event.KindSnapshot, Time: c.End, Old: event.StateCloseWait, New: event.StateCloseWait}
 		w.Transition(c, &e)
 	}
+	mini := event.Event{Kind: event.KindState, Flags: event.FlagMini, Time: 4000 * ms, Old: event.StateTimeWait, New: event.StateClose, Cause: event.EndReused}
+	w.Transition(conns()[1], &mini)
+	mini.Old, mini.New, mini.Cause = event.StateFinWait2, event.StateTimeWait, event.EndUnknown
+	w.Transition(conns()[1], &mini)
+	open := conns()[0]
+	open.End = 0
+	w.StillOpen(open, 30000*ms)
 	w.Lost(&event.Event{Kind: event.KindLost, Time: 5000 * ms, Count: 17})
 	givenUp := conns()[0]
 	givenUp.State, givenUp.End, givenUp.LastEvent, givenUp.Lingers = event.StateFinWait2, 0, 9000*ms, event.StateNone

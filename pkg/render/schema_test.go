@@ -305,6 +305,7 @@ func TestSchemaVocabularies(t *testing.T) {
 			}
 		}
 	}
+	causes = append(causes, miniCauses[:]...)
 	for where, want := range map[string][]string{
 		"state":                                 states,
 		"known":                                 vocabulary(func(i int) string { return lifecycle.Known(i).String() }),
@@ -336,7 +337,7 @@ func TestSchemaVocabularies(t *testing.T) {
 }
 
 // vocabularyKinds are the kinds that an observer sees a transition with.
-var vocabularyKinds = map[event.Kind]bool{event.KindState: true, event.KindSnapshot: true, event.KindHolder: true}
+var vocabularyKinds = map[event.Kind]bool{event.KindState: true, event.KindSnapshot: true, event.KindHolder: true, event.KindClock: true}
 
 // TestSchemaRejects: the schema is there to find mistakes.
 func TestSchemaRejects(t *testing.T) {

@@ -136,10 +136,14 @@ func (r *Writer) appendStates(b []byte, c *lifecycle.Conn) []byte {
 			b = append(b, '~')
 		}
 		b = append(b, c.Lingers.Name(r.opts.Names)...)
-		if c.Lingers == event.StateTimeWait {
-			b = append(b, " 60s"...) // TCP_TIMEWAIT_LEN, include/net/tcp.h
+		switch {
+		case c.LingerEnd != 0:
+			b = AppendDuration(append(b, ' '), c.LingerEnd-c.LingerStart)
+		case c.Lingers == event.StateTimeWait:
+			b = append(b, " 60s…"...) // TCP_TIMEWAIT_LEN, include/net/tcp.h
+		default:
+			b = append(b, "…"...)
 		}
-		b = append(b, "…"...)
 	}
 	if c.Gap {
 		b = append(b, "  GAP: events were lost"...)
@@ -147,14 +151,26 @@ func (r *Writer) appendStates(b []byte, c *lifecycle.Conn) []byte {
 	return b
 }
 
+// slowAccept is from when on the wait for accept() is worth a word.
+const slowAccept = int64(time.Millisecond)
+
 // appendFacts adds bytes, round trip and retransmissions, where there were any.
 func appendFacts(b []byte, c *lifecycle.Conn) []byte {
 	if c.Role == lifecycle.RoleListener {
+		if c.Overflows != 0 {
+			b = strconv.AppendUint(append(b, "   SYNs dropped by a full queue "...), c.Overflows, 10)
+		}
 		return b
+	}
+	if c.Cookie {
+		b = append(b, " SYN cookie"...)
 	}
 	if c.BytesSent != 0 || c.BytesReceived != 0 {
 		b = AppendBytes(append(b, "   ↑"...), c.BytesSent)
 		b = AppendBytes(append(b, " ↓"...), c.BytesReceived)
+	}
+	if wait, ok := c.AcceptWait(); ok && wait >= slowAccept {
+		b = AppendDuration(append(b, " accepted after "...), wait)
 	}
 	if c.SRTT != 0 {
 		b = AppendDuration(append(b, " rtt "...), int64(c.SRTT)*1000)
@@ -174,6 +190,13 @@ func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
 	who = appendTuple(append(who, "  "...), c)
 	who = append(who, "  "...)
 	switch {
+	case e.Kind == event.KindClock:
+		who = append(append(append(who, "still in "...), e.New.Name(r.opts.Names)...), ' ')
+		since, known := stayed(c)
+		if known != lifecycle.Seen {
+			who = append(who, "≥"...)
+		}
+		who = AppendDuration(who, e.Time-since)
 	case e.Kind != event.KindState:
 		who = append(who, "found in "...)
 		who = append(who, e.New.Name(r.opts.Names)...)
@@ -184,13 +207,26 @@ func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
 		who = append(who, e.Old.Name(r.opts.Names)...)
 		if d, known, ok := previous(c); ok {
 			who = append(who, ' ')
-			if known == lifecycle.AtLeast {
+			switch known {
+			case lifecycle.AtLeast:
 				who = append(who, "≥"...)
+			case lifecycle.Inferred:
+				who = append(who, '~')
 			}
 			who = AppendDuration(who, d)
 		}
 		who = append(who, " → "...)
+		if handOver(c, e) {
+			if c.LingersKnown == lifecycle.Inferred {
+				who = append(who, '~')
+			}
+			who = append(who, c.Lingers.Name(r.opts.Names)...)
+			break
+		}
 		who = append(who, e.New.Name(r.opts.Names)...)
+		if e.Cause != event.EndUnknown && e.Cause != event.EndTimer {
+			who = append(append(who, "  "...), endings[e.Cause]...)
+		}
 	}
 	if e.New == event.StateCloseWait && c.Unread > 0 {
 		who = strconv.AppendUint(append(who, "  unread "...), uint64(c.Unread), 10)
@@ -207,6 +243,22 @@ func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
 	r.styled(styleBold, who[:min(n, len(who))])
 	r.buf = append(r.buf, who[min(n, len(who)):]...)
 	r.buf = append(r.buf, '\n')
+}
+
+// stayed returns since when the connection is in its state, or known to be.
+func stayed(c *lifecycle.Conn) (int64, lifecycle.Known) {
+	last := c.Spans[len(c.Spans)-1]
+	if last.Start == 0 {
+		return c.FirstEvent, lifecycle.AtLeast
+	}
+	return last.Start, last.Known
+}
+
+// endings say to a person what ended a mini socket before its time.
+var endings = [...]string{
+	event.EndUnknown: "", event.EndTimer: "", event.EndReset: "reset by peer", event.EndResetSent: "reset by us",
+	event.EndSyn: "replaced by a new SYN", event.EndReused: "port used again", event.EndKilled: "killed",
+	event.EndNetns: "network namespace gone", event.EndListener: "listener closed", event.EndICMP: "ICMP error",
 }
 
 // previous returns how long the state before the present one lasted.
