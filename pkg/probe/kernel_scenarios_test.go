@@ -81,7 +81,8 @@ var scenarios = []struct {
 		name: "refused",
 		run: func(s *space) {
 			fd := s.socket(unix.AF_INET, 0)
-			if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 9}); err != unix.ECONNREFUSED {
+			low, _ := ourPorts()
+			if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(low)}); err != unix.ECONNREFUSED {
 				panic(err)
 			}
 		},
