@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,8 +42,9 @@ func (p *Probe) Snapshot() error {
 }
 
 // runIter drives an iterator to its end. The programs write to the ring buffer,
-// not to the file, so a read returns nothing until all is done; on a huge host
-// the kernel asks to be called again (bpf_seq_read in kernel/bpf/bpf_iter.c).
+// not to the file, so a read returns nothing until all is done; on a huge host,
+// or when the ring buffer fills, the kernel asks to be called again
+// (bpf_seq_read in kernel/bpf/bpf_iter.c).
 func runIter(open func() (io.ReadCloser, error)) error {
 	f, err := open()
 	if err != nil {
@@ -55,7 +57,10 @@ func runIter(open func() (io.ReadCloser, error)) error {
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
-		case errors.Is(err, unix.EAGAIN), err == nil:
+		case errors.Is(err, unix.EAGAIN):
+			time.Sleep(time.Millisecond) // the ring buffer is half full: let it be read
+			continue
+		case err == nil:
 			continue
 		}
 		return err
@@ -76,7 +81,7 @@ func namespaces() []string {
 		}
 	}
 	add(self)
-	for _, pattern := range []string{"/proc/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"} {
+	for _, pattern := range []string{"/proc/[0-9]*/ns/net", "/proc/self/task/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"} {
 		matches, _ := filepath.Glob(pattern) // the pattern is well-formed
 		for _, path := range matches {
 			add(path)
