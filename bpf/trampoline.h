@@ -346,28 +346,21 @@ int BPF_PROG(st_cookie_tsoff, struct sock *sk, void *skb, void *req, void *dst, 
 
 /* --------------------------------------------------------------- accept -- */
 
-static __always_inline int took(struct sock *sk)
+/* The current task has the socket: it accepted it, or reads from it. */
+static __always_inline int took(struct sock *sk, struct sock_info *info, __u8 source, __u8 kind)
 {
-	struct sock_info *info;
 	struct event *e;
 
-	if (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_MPTCP)
-		return 0;
-	if (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6)
-		return 0;
-	info = info_of(sk, true);
-	if (!info)
-		return 0;
 	if (!info->id && needs_own_id(sk))
 		info->id = own_id();
-	info->owner_source = OWNER_ACCEPT;
+	info->owner_source = source;
 	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
 	current_group(&info->owner_start_ns, info->owner_comm);
 	e = reserve();
 	if (!e)
 		return 0;
 	e->time_ns = bpf_ktime_get_boot_ns();
-	e->kind = EVENT_ACCEPT;
+	e->kind = kind;
 	e->old_state = e->new_state = sk->__sk_common.skc_state;
 	read_sock(e, sk);
 	if (filter(e, sk, info) == VERDICT_DROP) {
@@ -385,7 +378,32 @@ static __always_inline int took(struct sock *sk)
 SEC("fentry/security_sock_graft")
 int BPF_PROG(st_graft, struct sock *sk, struct socket *parent)
 {
-	return took(sk);
+	struct sock_info *info;
+
+	if (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_MPTCP)
+		return 0;
+	if (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6)
+		return 0;
+	info = info_of(sk, true);
+	return info ? took(sk, info, OWNER_ACCEPT, EVENT_ACCEPT) : 0;
+}
+
+/*
+ * A process reads: the first one owns a socket of which nothing better is
+ * known. Often called, so pkg/probe leaves it out where st_graft works.
+ */
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(st_read, struct sock *sk)
+{
+	struct sock_info *info = info_of(sk, true);
+	struct task_struct *task;
+
+	if (!info || (info->owner_source != OWNER_UNKNOWN && info->owner_source != OWNER_LISTENER))
+		return 0;
+	task = (void *)bpf_get_current_task();
+	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
+		return 0; /* for somebody else */
+	return took(sk, info, OWNER_READ, EVENT_HOLDER);
 }
 
 /* ------------------------------------------------------------ time-wait -- */

@@ -28,6 +28,9 @@ It exits with 0 if stated can work, and with 3 if it cannot.`,
 			defer p.Close()
 			out := cmd.OutOrStdout()
 			for _, h := range p.Hooks() {
+				if h.Unused {
+					continue // another row does it better
+				}
 				if h.Err == nil {
 					fmt.Fprintf(out, "ok       %s\n         gives: %s\n", h.Name, h.Buys)
 					continue

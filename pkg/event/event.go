@@ -37,7 +37,7 @@ const (
 	// KindAccept is an accept() that returned the socket to Task as FD.
 	KindAccept
 	// KindHolder is a descriptor FD of Task that an iterator found to be open
-	// on the socket.
+	// on the socket; with FD -1, Task was the first to read from it.
 	KindHolder
 	// KindRequest is a SYN that was queued: the birth of a request socket.
 	KindRequest

@@ -150,6 +150,7 @@ const (
 	bpfProgStInspectTcp    = "st_inspect_tcp"
 	bpfProgStIterFile      = "st_iter_file"
 	bpfProgStIterTcp       = "st_iter_tcp"
+	bpfProgStRead          = "st_read"
 	bpfProgStRecvReset     = "st_recv_reset"
 	bpfProgStReqDrop       = "st_req_drop"
 	bpfProgStReqDropOld    = "st_req_drop_old"
@@ -239,6 +240,7 @@ type bpfProgramSpecs struct {
 	StInspectTcp  *ebpf.ProgramSpec `ebpf:"st_inspect_tcp"`
 	StIterFile    *ebpf.ProgramSpec `ebpf:"st_iter_file"`
 	StIterTcp     *ebpf.ProgramSpec `ebpf:"st_iter_tcp"`
+	StRead        *ebpf.ProgramSpec `ebpf:"st_read"`
 	StRecvReset   *ebpf.ProgramSpec `ebpf:"st_recv_reset"`
 	StReqDrop     *ebpf.ProgramSpec `ebpf:"st_req_drop"`
 	StReqDropOld  *ebpf.ProgramSpec `ebpf:"st_req_drop_old"`
@@ -384,6 +386,7 @@ type bpfPrograms struct {
 	StInspectTcp  *ebpf.Program `ebpf:"st_inspect_tcp"`
 	StIterFile    *ebpf.Program `ebpf:"st_iter_file"`
 	StIterTcp     *ebpf.Program `ebpf:"st_iter_tcp"`
+	StRead        *ebpf.Program `ebpf:"st_read"`
 	StRecvReset   *ebpf.Program `ebpf:"st_recv_reset"`
 	StReqDrop     *ebpf.Program `ebpf:"st_req_drop"`
 	StReqDropOld  *ebpf.Program `ebpf:"st_req_drop_old"`
@@ -417,6 +420,7 @@ func (p *bpfPrograms) Close() error {
 		p.StInspectTcp,
 		p.StIterFile,
 		p.StIterTcp,
+		p.StRead,
 		p.StRecvReset,
 		p.StReqDrop,
 		p.StReqDropOld,

@@ -397,6 +397,35 @@ func TestRepair(t *testing.T) {
 	}
 }
 
+// TestFirstRead: of a socket that was accepted before us, or by means that
+// nobody sees, the first to read is the owner, where accept() is not seen.
+func TestFirstRead(t *testing.T) {
+	requireKernel(t)
+	inSpace(t, func(s *space) {
+		c, a := s.pair(0)
+		p := openTier(t, Options{NoTrampolines: true})
+		if !p.works(bpfProgStRead) {
+			panic(skip("no typed tracepoints"))
+		}
+		table := tableFor(p, &ender{})
+		must(unix.Write(c, []byte("hello")))
+		var buf [16]byte
+		must(unix.Read(a, buf[:]))
+		var owner lifecycle.Owner
+		follow(t, p, table, s.inode, func() bool {
+			table.All(func(conn *lifecycle.Conn) {
+				if conn.Local == addrOf(must(unix.Getsockname(a))) && conn.State == event.StateEstablished {
+					owner = conn.Owner
+				}
+			})
+			return owner.PID != 0
+		})
+		if owner.PID != uint32(os.Getpid()) || owner.Source != event.OwnerRead {
+			t.Errorf("owner %d by %s", owner.PID, owner.Source)
+		}
+	})
+}
+
 // TestInferenceAgrees: without what trampolines tell, the same comes out.
 func TestInferenceAgrees(t *testing.T) {
 	p := openTier(t, Options{})

@@ -12,6 +12,7 @@ import (
 const needsTrampolines = "CONFIG_DEBUG_INFO_BTF, and BPF trampolines (amd64; arm64 since 6.4), which some hardened kernels refuse"
 
 // trampolines see what has no tracepoint: sockets that are not full sockets.
+// Behind them stands what serves instead of one.
 func trampolines() []Hook {
 	list := []Hook{
 		{
@@ -95,7 +96,12 @@ func trampolines() []Hook {
 	for i := range list {
 		list[i].Tier, list[i].Needs = TierTrampolines, needsTrampolines
 	}
-	return list
+	return append(list, Hook{
+		Name: "tp_btf tcp_rcv_space_adjust", Program: bpfProgStRead, Tier: TierCauses, insteadOf: bpfProgStGraft,
+		Buys:    "the owner of a connection accepted through io_uring, or before stated began, once it reads",
+		Without: "such a connection has the listener's owner until its process closes it",
+		Needs:   "kernel 5.5 with CONFIG_DEBUG_INFO_BTF",
+	})
 }
 
 // kernelFunc returns the kernel's own function of a name, or nil.

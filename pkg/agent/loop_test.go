@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/filter"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/render"
+)
+
+// script gives events, one a read, and says at which of them the loop is.
+type script struct {
+	events []event.Event
+	at     func(*event.Event)
+}
+
+func (s *script) Read(e *event.Event) error {
+	if len(s.events) == 0 {
+		return io.EOF
+	}
+	*e, s.events = s.events[0], s.events[1:]
+	if e.Kind == event.KindNone {
+		if s.at != nil {
+			s.at(e)
+		}
+		return event.ErrIdle
+	}
+	return nil
+}
+
+type nobody struct{}
+
+func (nobody) Transition(*lifecycle.Conn, *event.Event) {}
+func (nobody) Finished(*lifecycle.Conn)                 {}
+func (nobody) Event(*event.Event)                       {}
+func (nobody) Idle() error                              { return nil }
+
+// TestSnapshotsFollowLosses: one at the start, one after a loss but not at
+// once, one on the schedule, and the error of the last that failed.
+func TestSnapshotsFollowLosses(t *testing.T) {
+	now := int64(1e9)
+	failed := errors.New("no")
+	var starts []int64
+	loop := &Loop{Table: lifecycle.New(nobody{}, lifecycle.Options{}), Consumer: nobody{},
+		Now:           func() (int64, int64) { return now, now },
+		Snapshot:      func() error { return failed },
+		SnapshotEvery: 5e9,
+	}
+	source := &script{at: func(*event.Event) { // the loop waits for us: look what it has begun
+		if n := len(starts); loop.scan.begun != 0 && (n == 0 || starts[n-1] != loop.scan.begun) {
+			starts = append(starts, loop.scan.begun)
+		}
+		if !loop.scan.running {
+			now += 400e6
+			return
+		}
+		for len(loop.scan.done) == 0 { // takes no time by our clock
+			runtime.Gosched()
+		}
+	}}
+	for i := range 40 {
+		source.events = append(source.events, event.Event{})
+		if i == 2 {
+			source.events = append(source.events, event.Event{Kind: event.KindLost, Count: 1})
+		}
+	}
+	loop.Source = source
+	if err := loop.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if len(starts) < 3 {
+		t.Fatalf("snapshots at %v", starts)
+	}
+	if d := starts[1] - starts[0]; d < rescanAfter || d > 3e9 {
+		t.Errorf("%v after the first", time.Duration(d))
+	}
+	if d := starts[2] - starts[1]; d < 5e9 {
+		t.Errorf("%v after the second", time.Duration(d))
+	}
+	if !errors.Is(loop.SnapshotErr(), failed) {
+		t.Errorf("error %v", loop.SnapshotErr())
+	}
+}
+
+// TestOpenAfter: what stays in a state is shown once for each, listeners never.
+func TestOpenAfter(t *testing.T) {
+	var out bytes.Buffer
+	trace := &Trace{Out: render.New(&out, render.Options{Location: time.UTC}), Filter: &filter.Filter{}, OpenAfter: 30e9, Events: true}
+	trace.Table = lifecycle.New(trace, lifecycle.Options{})
+	addr := netip.MustParseAddrPort("192.0.2.1:80")
+	state := func(at int64, socket event.SocketID, from, to event.State) event.Event {
+		return event.Event{Kind: event.KindState, Time: at * 1e9, Socket: socket, Old: from, New: to, Local: addr, Peer: addr, Protocol: event.ProtoTCP}
+	}
+	clock := func(at int64) event.Event { return event.Event{Kind: event.KindClock, Time: at * 1e9, Wall: at * 1e9} }
+	source := &script{events: []event.Event{
+		state(1, 1, event.StateClose, event.StateListen),
+		state(1, 2, event.StateClose, event.StateSynSent),
+		state(2, 2, event.StateSynSent, event.StateEstablished),
+		clock(20), clock(33), clock(34),
+		state(40, 2, event.StateEstablished, event.StateCloseWait),
+		clock(60), clock(71), clock(100),
+	}}
+	if err := (&Loop{Source: source, Table: trace.Table, Consumer: trace}).Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	var still []string
+	for line := range strings.Lines(out.String()) {
+		if _, what, ok := strings.Cut(line, "still in "); ok {
+			still = append(still, strings.TrimSpace(what))
+		}
+	}
+	if got := strings.Join(still, ", "); got != "ESTABLISHED 31.0s, CLOSE_WAIT 31.0s" {
+		t.Errorf("still in %s", got)
+	}
+}
