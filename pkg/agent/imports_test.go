@@ -26,6 +26,7 @@ var imports = map[string][]string{
 	"pkg/kerneltest/vminit": {},
 	"pkg/kerneltest/churn":  {},
 	"pkg/kerneltest/hoard":  {},
+	"pkg/kerneltest/peer":   {},
 	"pkg/agent":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording"},
 }
 
