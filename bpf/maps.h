@@ -64,6 +64,22 @@ struct {
 	__type(value, struct sock_info);
 } sock_infos_lru SEC(".maps");
 
+/*
+ * The entry that tcp_destroy_sock deleted last on this CPU: tcp_rcv_state_process
+ * ends an orphan before the RST is sent for it. Overwritten, never deleted.
+ */
+struct destroyed {
+	__u64 sk;
+	struct sock_info info;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct destroyed);
+} last_destroyed SEC(".maps");
+
 enum verdict {
 	VERDICT_OPEN, /* not all is known that the filter asks for: let it pass */
 	VERDICT_KEEP,

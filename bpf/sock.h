@@ -49,14 +49,34 @@ static __always_inline struct sock_info *info_of(struct sock *sk, bool create)
 	return info;
 }
 
-/* A socket ends: socket storage dies with it, an entry by address has to be deleted. */
+/*
+ * A socket ends: socket storage dies with it, an entry by address has to be
+ * deleted. The last one is kept for info_of_destroyed.
+ */
 static __always_inline void forget(struct sock *sk)
 {
 	__u64 key = (__u64)sk;
+	struct destroyed *last;
+	struct sock_info *info;
+	__u32 zero = 0;
 
 	if (cfg_sk_helpers && bpf_sk_storage_get(&sock_infos, sk, 0, 0))
 		return;
+	info = info_by_address(sk, false);
+	last = bpf_map_lookup_elem(&last_destroyed, &zero);
+	if (!info || !last)
+		return;
+	last->sk = key;
+	last->info = *info;
 	bpf_map_delete_elem(&sock_infos_lru, &key);
+}
+
+static __always_inline struct sock_info *info_of_destroyed(struct sock *sk)
+{
+	__u32 zero = 0;
+	struct destroyed *last = bpf_map_lookup_elem(&last_destroyed, &zero);
+
+	return last && last->sk == (__u64)sk ? &last->info : NULL;
 }
 
 /* A socket number of our own: never zero, and never a cookie (those count up from 1). */

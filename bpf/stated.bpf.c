@@ -148,6 +148,7 @@ SEC("tp_btf/tcp_send_reset")
 int st_send_reset(__u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
+	struct sock_info *info;
 	__u32 why = RESET_UNKNOWN;
 	int state;
 
@@ -160,8 +161,10 @@ int st_send_reset(__u64 *ctx)
 		return 0;
 	if (cfg_reset_reason)
 		why = reset_reason(ctx[2]);
-	return emit_sock(sk, info_of(sk, false), bpf_ktime_get_boot_ns(),
-			 WHAT(EVENT_RESET_SENT, state, state) | why << 24);
+	info = info_of(sk, false);
+	if (!info && state == TCP_CLOSE)
+		info = info_of_destroyed(sk);
+	return emit_sock(sk, info, bpf_ktime_get_boot_ns(), WHAT(EVENT_RESET_SENT, state, state) | why << 24);
 }
 
 /*

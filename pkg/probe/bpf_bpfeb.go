@@ -33,6 +33,12 @@ type bpfCounters struct {
 	Completing    uint64
 }
 
+type bpfDestroyed struct {
+	_    structs.HostLayout
+	Sk   uint64
+	Info bpfSockInfo
+}
+
 type bpfEndKey struct {
 	_        structs.HostLayout
 	Address  uint64
@@ -131,6 +137,7 @@ const (
 	bpfMapFilterPids       = "filter_pids"
 	bpfMapFilterPorts      = "filter_ports"
 	bpfMapInspectStates    = "inspect_states"
+	bpfMapLastDestroyed    = "last_destroyed"
 	bpfMapOverflows        = "overflows"
 	bpfMapSockInfos        = "sock_infos"
 	bpfMapSockInfosLru     = "sock_infos_lru"
@@ -268,6 +275,7 @@ type bpfMapSpecs struct {
 	FilterPids    *ebpf.MapSpec `ebpf:"filter_pids"`
 	FilterPorts   *ebpf.MapSpec `ebpf:"filter_ports"`
 	InspectStates *ebpf.MapSpec `ebpf:"inspect_states"`
+	LastDestroyed *ebpf.MapSpec `ebpf:"last_destroyed"`
 	Overflows     *ebpf.MapSpec `ebpf:"overflows"`
 	SockInfos     *ebpf.MapSpec `ebpf:"sock_infos"`
 	SockInfosLru  *ebpf.MapSpec `ebpf:"sock_infos_lru"`
@@ -323,6 +331,7 @@ type bpfMaps struct {
 	FilterPids    *ebpf.Map `ebpf:"filter_pids"`
 	FilterPorts   *ebpf.Map `ebpf:"filter_ports"`
 	InspectStates *ebpf.Map `ebpf:"inspect_states"`
+	LastDestroyed *ebpf.Map `ebpf:"last_destroyed"`
 	Overflows     *ebpf.Map `ebpf:"overflows"`
 	SockInfos     *ebpf.Map `ebpf:"sock_infos"`
 	SockInfosLru  *ebpf.Map `ebpf:"sock_infos_lru"`
@@ -338,6 +347,7 @@ func (m *bpfMaps) Close() error {
 		m.FilterPids,
 		m.FilterPorts,
 		m.InspectStates,
+		m.LastDestroyed,
 		m.Overflows,
 		m.SockInfos,
 		m.SockInfosLru,
