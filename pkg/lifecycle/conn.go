@@ -170,7 +170,9 @@ type Conn struct {
 	halfOpen bool        // a request, no full socket yet
 	missed   uint8       // snapshots in a row that did not show it
 	resetIn  bool
-	resetOut bool
+	resetOut bool        // a RST was sent behind the end
+	resetPre bool        // a RST was sent before the end, which it may have to do with
+	closed   event.State // in which close() came after shutdown()
 	end      event.Flags // of the event of -> CLOSE
 	finished bool
 	held     bool // CLOSE, but a descriptor is still open
@@ -186,7 +188,7 @@ type Conn struct {
 	FirstEvent    int64 // nanoseconds since boot
 	LastEvent     int64 // nanoseconds since boot
 
-	settle int64 // until when evidence for the outcome may come
+	settle int64 // until when evidence for the outcome may come; before the end, until when resetPre is some
 	miniAt int64 // time of KindTimeWait before -> CLOSE
 	prev   *Conn
 	next   *Conn

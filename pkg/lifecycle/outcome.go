@@ -113,6 +113,16 @@ func (c *Conn) judge(e *event.Event) {
 	}
 }
 
+// weighReset decides what a RST that was sent before a change of state has to
+// do with it. Keep-alive and SOCK_DESTROY send theirs right before the end; any
+// other answers a segment that was wrong (tcp_rcv_synsent_state_process), and
+// the connection goes on.
+func (c *Conn) weighReset(to event.State, at int64) {
+	if c.resetPre && (to != event.StateClose || at > c.settle) {
+		c.resetPre, c.Reset = false, event.ResetUnknown
+	}
+}
+
 func (c *Conn) began(i Initiator) {
 	if c.Initiator == InitiatorUnknown {
 		c.Initiator = i
@@ -143,7 +153,8 @@ func (c *Conn) conclude(noResets bool) {
 	case c.resetIn || noResets && (errno == syscall.ECONNRESET || errno == syscall.EPIPE):
 		c.Outcome = OutcomeResetByPeer
 		c.began(InitiatorPeer)
-	case c.Reset == event.ResetKeepalive:
+	case c.Reset == event.ResetKeepalive || errno == syscall.ETIMEDOUT && c.resetPre:
+		// before 6.10 the reason is not told, but no other timer sends a RST
 		c.Outcome = OutcomeResetKeepalive
 		c.began(InitiatorLocal)
 	case errno == syscall.ECONNRESET || errno == syscall.EPIPE:
@@ -199,7 +210,7 @@ func (c *Conn) concludeClose(last event.State) {
 		c.Outcome = OutcomeClosed
 	case event.StateFinWait2, event.StateClosing:
 		if c.resetOut {
-			c.abort()
+			c.abortClosed()
 			return
 		}
 		c.Outcome = OutcomeClosed
@@ -226,6 +237,18 @@ func (c *Conn) concludeAbort(last event.State) {
 	default:
 		c.Why = "it ended without an error, a FIN or a RST that we saw"
 	}
+}
+
+// abortClosed names why we sent a RST after our FIN was acknowledged. Without a
+// reason, before 6.10: TCP_LINGER2 below zero makes close() do so
+// (__tcp_close), data do otherwise (tcp_rcv_state_process).
+func (c *Conn) abortClosed() {
+	if c.Reset != event.ResetUnknown || c.closed == event.StateFinWait2 {
+		c.abort()
+		return
+	}
+	c.began(InitiatorLocal)
+	c.Outcome = OutcomeResetDataAfterClose
 }
 
 // abort names why we sent a RST. Kernels before 6.10 do not say it; then unread

@@ -234,6 +234,7 @@ func (t *Table) state(e *event.Event) {
 	c.learn(e)
 	if e.Old == e.New {
 		c.closedBy(e)
+		c.closed = e.New
 		t.observer.Transition(c, e)
 		return
 	}
@@ -259,6 +260,7 @@ func (t *Table) step(c *Conn, e *event.Event, birth bool) {
 		c.inferHandshake(at, e)
 	}
 	c.State = e.New
+	c.weighReset(e.New, at)
 	c.judge(e)
 	if e.New == event.StateEstablished {
 		t.replaced(c, e)
@@ -381,11 +383,15 @@ func (t *Table) resetSent(e *event.Event) {
 	if c == nil {
 		return
 	}
-	c.resetOut = true
 	if e.Reset != event.ResetUnknown {
 		c.Reset = e.Reset
 	}
-	if c.End == 0 || c.finished {
+	if c.End == 0 {
+		c.resetPre, c.settle = true, e.Time+settle
+		return
+	}
+	c.resetOut = true
+	if c.finished {
 		return
 	}
 	c.conclude(t.opts.NoResets)
