@@ -43,8 +43,8 @@ func TestTrampolines(t *testing.T) {
 	}
 }
 
-// peer is the other end of a TUN device: a peer of which each segment is ours.
-type peer struct {
+// rawPeer is the other end of a TUN device: a peer of which each segment is ours.
+type rawPeer struct {
 	fd       int
 	us, them [4]byte
 }
@@ -58,8 +58,8 @@ const (
 )
 
 // tun makes a network in which only 10.7.0.1 is the kernel.
-func (s *space) tun() *peer {
-	p := &peer{fd: must(unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)), us: [4]byte{10, 7, 0, 2}, them: [4]byte{10, 7, 0, 1}}
+func (s *space) tun() *rawPeer {
+	p := &rawPeer{fd: must(unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)), us: [4]byte{10, 7, 0, 2}, them: [4]byte{10, 7, 0, 1}}
 	s.fds = append(s.fds, p.fd)
 	req := must(unix.NewIfreq("peer"))
 	req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
@@ -78,7 +78,7 @@ func (s *space) tun() *peer {
 }
 
 // send puts a segment without data on the wire (RFC 9293, section 3.1).
-func (p *peer) send(from, to uint16, seq, ack uint32, flags byte) {
+func (p *rawPeer) send(from, to uint16, seq, ack uint32, flags byte) {
 	be := binary.BigEndian
 	ip := []byte{0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, unix.IPPROTO_TCP, 0, 0}
 	ip = append(append(ip, p.us[:]...), p.them[:]...)
@@ -92,7 +92,7 @@ func (p *peer) send(from, to uint16, seq, ack uint32, flags byte) {
 }
 
 // synAck waits for the kernel's answer to a SYN and returns its sequence number.
-func (p *peer) synAck() uint32 {
+func (p *rawPeer) synAck() uint32 {
 	for {
 		var b [2048]byte
 		n := must(unix.Read(p.fd, b[:]))

@@ -25,10 +25,22 @@ type space struct {
 // inSpace runs f in a fresh network namespace with lo up.
 func inSpace(t *testing.T, f func(*space)) uint32 {
 	t.Helper()
+	inode, err := runSpace(t, f)
+	if why, ok := err.(skip); ok {
+		t.Skip(string(why))
+	}
+	if err != nil {
+		t.Fatalf("in the namespace: %v", err)
+	}
+	return inode
+}
+
+// runSpace does it, and returns what f panicked with.
+func runSpace(t *testing.T, f func(*space)) (inode uint32, failed any) {
 	s := &space{t: t}
-	failed := make(chan any, 1)
+	done := make(chan any, 1)
 	go func() {
-		defer func() { failed <- recover() }()
+		defer func() { done <- recover() }()
 		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
 		check(unix.Unshare(unix.CLONE_NEWNET))
 		var st unix.Stat_t
@@ -37,19 +49,15 @@ func inSpace(t *testing.T, f func(*space)) uint32 {
 		loopbackUp()
 		low, high := ourPorts()
 		check(os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", fmt.Appendf(nil, "%d %d", low, high-1), 0))
+		defer func() {
+			for _, fd := range s.fds {
+				unix.Close(fd)
+			}
+		}()
 		f(s)
-		for _, fd := range s.fds {
-			unix.Close(fd)
-		}
 	}()
-	err := <-failed
-	if why, ok := err.(skip); ok {
-		t.Skip(string(why))
-	}
-	if err != nil {
-		t.Fatalf("in the namespace: %v", err)
-	}
-	return s.inode
+	failed = <-done
+	return s.inode, failed
 }
 
 // ourPorts are the ports of this process's namespaces, below those that a host

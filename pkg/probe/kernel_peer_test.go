@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/kerneltest/peer"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+// scripted is a scenario whose other end is a script.
+type scripted struct {
+	name string
+	run  func(*script)
+	want []string // transitions: a line for each connection, any order
+	ends []string // role, outcome, who closed first, what is left, how the owner is known
+
+	anyOwner bool // it depends on time how the owner is known: ends do not have it
+}
+
+// script is a network namespace with a script behind a TUN device.
+type script struct {
+	*space
+	dev              *peer.Device
+	kernel4, peer4   netip.Addr
+	kernel6, peer6   netip.Addr
+	listening        int
+	nextPort, atPort uint16
+}
+
+// sysctl sets a number of this namespace.
+func (s *script) sysctl(name string, value int) {
+	path := "/proc/sys/net/ipv4/" + name
+	check(os.WriteFile(path, fmt.Appendln(nil, value), 0))
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
+
+// connecting is a client whose SYN has come.
+func (s *script) connecting(options ...func(fd int)) (int, *peer.Conn) {
+	return s.connectingTo(s.peer4, s.kernel4, options...)
+}
+
+func (s *script) connectingTo(to, from netip.Addr, options ...func(fd int)) (int, *peer.Conn) {
+	const port = 80
+	c := s.dev.Conn(netip.AddrPortFrom(to, port), netip.AddrPortFrom(from, 0))
+	family := unix.AF_INET
+	if to.Is6() {
+		family = unix.AF_INET6
+	}
+	fd := s.socket(family, 0)
+	for _, set := range options {
+		set(fd)
+	}
+	check(unix.SetNonblock(fd, true))
+	if err := unix.Connect(fd, sockaddr(c.Local)); err != unix.EINPROGRESS {
+		panic(fmt.Sprint("connect: ", err))
+	}
+	check(unix.SetNonblock(fd, false))
+	c.Expect(peer.SYN)
+	return fd, c
+}
+
+// connected is a client of the script.
+func (s *script) connected(options ...func(fd int)) (int, *peer.Conn) {
+	fd, c := s.connecting(options...)
+	c.Send(peer.SYN | peer.ACK)
+	c.Expect(peer.ACK)
+	return fd, c
+}
+
+// serve begins to listen.
+func (s *script) serve(backlog int) int {
+	s.atPort = 8080
+	s.listening, _ = s.listen(sockaddr(netip.AddrPortFrom(s.kernel4, s.atPort)), backlog, 0)
+	return s.listening
+}
+
+// client is an end of the script that will connect to the listener.
+func (s *script) client() *peer.Conn {
+	s.nextPort++
+	return s.dev.Conn(netip.AddrPortFrom(s.peer4, 4000+s.nextPort), netip.AddrPortFrom(s.kernel4, s.atPort))
+}
+
+// shake makes the three steps of a client of the script.
+func shake(c *peer.Conn) {
+	c.Send(peer.SYN)
+	c.Expect(peer.SYN | peer.ACK)
+	c.Send(peer.ACK)
+}
+
+// accepted is a connection of the script to a listener, which is closed.
+func (s *script) accepted() (int, *peer.Conn) {
+	l := s.serve(8)
+	c := s.client()
+	shake(c)
+	fd := s.accept(l)
+	s.close(l)
+	return fd, c
+}
+
+// sockets counts those of the namespace in a state, mini sockets and requests
+// included, that have one of these timers, or any (net/ipv4/tcp_ipv4.c,
+// get_tcp4_sock and get_timewait4_sock).
+func (s *script) sockets(state event.State, timers ...string) (n int) {
+	for line := range strings.Lines(string(must(os.ReadFile("/proc/thread-self/net/tcp")))) {
+		words := strings.Fields(line)
+		if len(words) < 6 || words[3] != fmt.Sprintf("%02X", uint8(state)) {
+			continue
+		}
+		timer, _, _ := strings.Cut(words[5], ":")
+		if len(timers) == 0 || slices.Contains(timers, timer) {
+			n++
+		}
+	}
+	return n
+}
+
+// until waits for what the kernel does by itself.
+func until(what string, done func() bool) {
+	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			panic("never came: " + what)
+		}
+	}
+}
+
+// none waits until the namespace has no socket in the state.
+func (s *script) none(state event.State) {
+	until("no socket in "+state.String(), func() bool { return s.sockets(state) == 0 })
+}
+
+// handedOver waits until a socket in FIN_WAIT2 is a mini socket, whose timer
+// is number 3.
+func (s *script) handedOver() {
+	until("a mini socket in FIN_WAIT2", func() bool { return s.sockets(event.StateFinWait2, "03") == 1 })
+}
+
+func option(level, name, value int) func(int) {
+	return func(fd int) { check(unix.SetsockoptInt(fd, level, name, value)) }
+}
+
+// network is where scenario i plays: its addresses tell its connections, also
+// where the kernel side cannot tell the namespace.
+func network(i int) (v4, v6 netip.Prefix) {
+	v6bytes := [16]byte{0: 0xfd, 1: 0x77, 7: byte(i), 15: 1}
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, byte(i), 1}), 24), netip.PrefixFrom(netip.AddrFrom16(v6bytes), 64)
+}
+
+// stage is a run of all scenarios at once.
+type stage struct {
+	mu     sync.Mutex
+	spaces map[uint32][]int // scenarios by their namespace, whose number may be used again
+	events [][]event.Event
+	failed []any // what went wrong in each
+}
+
+// play runs scenario i.
+func (st *stage) play(t *testing.T, i int, sc *scripted) {
+	_, st.failed[i] = runSpace(t, func(sp *space) {
+		st.mu.Lock()
+		st.spaces[sp.inode] = append(st.spaces[sp.inode], i)
+		st.mu.Unlock()
+		v4, v6 := network(i)
+		dev, err := peer.Open(v4, v6)
+		check(err)
+		defer dev.Close()
+		sc.run(&script{space: sp, dev: dev, kernel4: v4.Addr(), peer4: v4.Addr().Next(), kernel6: v6.Addr(), peer6: v6.Addr().Next()})
+	})
+}
+
+// keep puts an event to the scenario that it is of, by namespace and address.
+// What comes behind the end of a connection may have no address any more; it
+// goes to every scenario of its namespace, and those that do not know the
+// socket ignore it.
+func (st *stage) keep(e *event.Event) {
+	at := -1
+	if a := e.Local.Addr(); a.Is4() && a.As4()[0] == 10 && a.As4()[1] == 77 {
+		at = int(a.As4()[2])
+	} else if a.Is6() && a.As16()[0] == 0xfd && a.As16()[1] == 0x77 {
+		at = int(a.As16()[7])
+	} else if a.IsValid() && !a.IsUnspecified() || e.Kind == event.KindState {
+		return
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for i := range st.events {
+		// the classic tracepoint does not tell the namespace
+		if (e.Netns == 0 || slices.Contains(st.spaces[e.Netns], i)) && (at == i || at < 0) {
+			st.events[i] = append(st.events[i], *e)
+		}
+	}
+}
+
+// gather reads until done is closed and nothing more comes, and sorts the
+// events by scenario.
+func (st *stage) gather(t *testing.T, p *Probe, done <-chan struct{}) {
+	t.Helper()
+	for quiet := 0; quiet < 3; {
+		var e event.Event
+		err := p.Read(&e)
+		if errors.Is(err, event.ErrIdle) {
+			select {
+			case <-done:
+				quiet++
+			default:
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Kind == event.KindLost {
+			t.Fatalf("%d events lost", e.Count)
+		}
+		st.keep(&e)
+	}
+}
+
+// TestScripted plays all scenarios at once, as many wait for timers of the
+// kernel, and holds each against what it must have told.
+func TestScripted(t *testing.T) {
+	scenarios := slices.Concat(scriptedOpens, scriptedResets, scriptedCloses)
+	for _, tier := range tiers {
+		t.Run(tier.name, func(t *testing.T) {
+			p := openTier(t, tier.opts)
+			n := len(scenarios)
+			st := &stage{spaces: make(map[uint32][]int), events: make([][]event.Event, n), failed: make([]any, n)}
+			var all sync.WaitGroup
+			for i := range scenarios {
+				all.Go(func() { st.play(t, i, &scenarios[i]) })
+			}
+			done := make(chan struct{})
+			go func() { all.Wait(); close(done) }()
+			st.gather(t, p, done)
+			for i, sc := range scenarios {
+				t.Run(strings.ReplaceAll(sc.name, " ", "_"), func(t *testing.T) {
+					if st.failed[i] != nil {
+						t.Fatal(st.failed[i])
+					}
+					judge(t, p, &sc, st.events[i])
+				})
+			}
+		})
+	}
+}
+
+// judge makes lifecycles of the events and compares.
+func judge(t *testing.T, p *Probe, sc *scripted, events []event.Event) {
+	t.Helper()
+	o := &collector{open: make(map[*lifecycle.Conn][]string)}
+	table := lifecycle.New(o, lifecycle.Options{NoDestroy: p.Partial(), NoResets: p.Partial()})
+	for i := range events {
+		table.Apply(&events[i])
+	}
+	table.Flush()
+	compare(t, "transitions", o.paths, sc.want)
+	table.All(func(c *lifecycle.Conn) { t.Errorf("left in the table: %s in %s", c.Role, c.State) })
+	if p.Partial() {
+		return
+	}
+	ends := make([]string, len(o.ends))
+	byAddress := false
+	for i := range o.conns {
+		c := &o.conns[i]
+		ends[i] = o.ends[i]
+		if !sc.anyOwner {
+			ends[i] += " by " + c.Owner.Source.String()
+		}
+		byAddress = byAddress || c.OwnID
+		if c.Owner.PID != uint32(os.Getpid()) && c.Owner.Source != event.OwnerUnknown {
+			t.Errorf("%s: owner %d, want %d", c.Role, c.Owner.PID, os.Getpid())
+		}
+		if c.Gap {
+			t.Errorf("%s: gap", c.Role)
+		}
+	}
+	want := slices.Clone(sc.ends)
+	for i := range want {
+		if byAddress { // a child does not inherit its listener's owner there
+			want[i] = strings.Replace(want[i], " by listener", " by unknown", 1)
+		}
+	}
+	compare(t, "lifecycles", ends, want)
+}
