@@ -36,6 +36,9 @@ fuzz: ## fuzz every decoder for FUZZTIME
 	go test -fuzz FuzzEscape -fuzztime $(FUZZTIME) ./pkg/render
 	go test -fuzz FuzzTable -fuzztime $(FUZZTIME) ./pkg/lifecycle
 	go test -fuzz FuzzParseCgroup -fuzztime $(FUZZTIME) ./pkg/proc
+	go test -fuzz FuzzParseMaps -fuzztime $(FUZZTIME) ./pkg/symbol
+	go test -fuzz FuzzParsePerfMap -fuzztime $(FUZZTIME) ./pkg/symbol
+	go test -fuzz FuzzELF -fuzztime $(FUZZTIME) ./pkg/symbol
 
 check: generate ## what CI checks beside tests: format, vet on every target, generated files
 	@test -z "$$(gofmt -l cmd pkg)" || { gofmt -l cmd pkg; echo "run gofmt -w on these"; exit 1; }

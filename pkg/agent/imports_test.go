@@ -23,6 +23,7 @@ var imports = map[string][]string{
 	"pkg/filter":            {"pkg/event", "pkg/lifecycle", "pkg/census"},
 	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak"},
 	"pkg/kerneltest":        {}, // its tests: anything
+	"pkg/symbol":            {"github.com/ianlancetaylor/demangle"},
 	"pkg/kerneltest/vminit": {},
 	"pkg/kerneltest/churn":  {},
 	"pkg/kerneltest/hoard":  {},
