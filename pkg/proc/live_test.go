@@ -87,6 +87,36 @@ func TestExitedProcessStaysNamed(t *testing.T) {
 	}
 }
 
+// TestZombieKeepsItsProgram: what exits has no program any more, while its sockets are closed.
+func TestZombieKeepsItsProgram(t *testing.T) {
+	now := time.Unix(0, 0)
+	r := New(Options{Cmdline: true, Now: func() time.Time { return now }})
+	cmd := exec.Command("cat")
+	in, _ := cmd.StdinPipe()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	pid := uint32(cmd.Process.Pid)
+	before, err := r.Lookup(event.Task{PID: pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	var info unix.Siginfo // waits, but leaves the zombie
+	if err := unix.Waitid(unix.P_PID, int(pid), &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(time.Hour)
+	after, err := r.Lookup(event.Task{PID: pid, Start: before.Start})
+	if err != nil || after == before || after.Exe != before.Exe || after.Exe == "" || !slices.Equal(after.Cmdline, before.Cmdline) || after.Cgroup != before.Cgroup {
+		t.Errorf("%+v, %v\nbefore %+v", after, err, before)
+	}
+	if fresh, err := New(Options{}).Lookup(event.Task{PID: pid}); err != nil || fresh.Exe != "" {
+		t.Errorf("the test proves nothing: %+v, %v", fresh, err)
+	}
+}
+
 func TestReuseRefused(t *testing.T) {
 	r := New(Options{})
 	p, err := r.Lookup(self())

@@ -127,11 +127,14 @@ func (r *Resolver) Lookup(t event.Task) (*Process, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stats.Reads++
+	e = r.cache.get(t) // another goroutine may have put it
 	if err == nil {
+		if e != nil && e.p.Start == p.Start {
+			p.keep(e.p)
+		}
 		r.stats.Evicted += r.cache.put(p, now)
 		return p, nil
 	}
-	e = r.cache.get(t) // another goroutine may have put it
 	if e == nil || !(errors.Is(err, ErrGone) || errors.Is(err, ErrReused)) {
 		r.stats.Misses++
 		return nil, fmt.Errorf("look up process %d: %w", t.PID, err)
@@ -142,4 +145,29 @@ func (r *Resolver) Lookup(t event.Task) (*Process, error) {
 		e.p = &gone
 	}
 	return e.p, nil
+}
+
+// keep fills in what a process loses when it exits, before its sockets are
+// closed (kernel/exit.c, do_exit: exit_mm comes before exit_files): the
+// program, its command line and, with cgroup v1, its group.
+func (p *Process) keep(old *Process) {
+	if p.Exe != "" || p.Kernel {
+		return
+	}
+	p.Exe, p.ExeDeleted = old.Exe, old.ExeDeleted
+	if p.Cmdline == nil {
+		p.Cmdline, p.CmdlineCut = old.Cmdline, old.CmdlineCut
+	}
+	if p.Cgroup.Path == "" || p.Cgroup.Path == "/" || p.Cgroup.ID == 0 && p.Cgroup.Path == old.Cgroup.Path {
+		p.Cgroup = old.Cgroup
+	}
+	if p.User == "" && p.UID == old.UID {
+		p.User = old.User
+	}
+	if p.PIDNS == 0 {
+		p.PIDNS = old.PIDNS
+	}
+	if p.NSPID == 0 {
+		p.NSPID = old.NSPID
+	}
 }
