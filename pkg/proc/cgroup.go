@@ -22,7 +22,7 @@ type Cgroup struct {
 // Container is the innermost container of a path.
 type Container struct {
 	ID      string // the runtime's: mostly 64 hex digits; of lxc and nspawn the name
-	Name    string // where the path has it (lxc, nspawn), or Names found it
+	Name    string // where the path has it (lxc, nspawn); Names finds the others
 	Runtime string // docker, containerd, cri-o, podman, lxc, systemd-nspawn; "" unknown
 	PodUID  string // Kubernetes; of static pods a hash without dashes
 }
