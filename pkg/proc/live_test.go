@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/user"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -276,4 +277,42 @@ func mustDup(t *testing.T, fd int) int {
 		t.Fatal(err)
 	}
 	return dup
+}
+
+// TestCgroupByID asks the kernel, and walks the tree as where that is not allowed.
+func TestCgroupByID(t *testing.T) {
+	r := New(Options{})
+	mount := r.tree.mount()
+	if mount == "" {
+		t.Skip("no cgroup v2 here")
+	}
+	name := "/stated-test-" + strconv.Itoa(os.Getpid())
+	if err := os.MkdirAll(mount+name+"/docker/"+webID, 0o755); err != nil {
+		t.Skip(err)
+	}
+	remove := func() {
+		for _, dir := range []string{name + "/docker/" + webID, name + "/docker", name} {
+			os.Remove(mount + dir)
+		}
+	}
+	defer remove()
+	path := name + "/docker/" + webID
+	id := r.tree.idOf(path)
+	if c, ok := r.Cgroup(id); !ok || c.Path != path || c.ID != id || c.Container.ID != webID {
+		t.Errorf("%+v, %v", c, ok)
+	}
+	if got, err := openByID(mount, id); os.Getuid() == 0 && (err != nil || got != path) {
+		t.Errorf("by handle: %q, %v", got, err)
+	}
+	walked := cgroupTree{byID: make(map[uint64]string)}
+	if walked.walk(mount); walked.byID[id] != path {
+		t.Errorf("by walking: %q", walked.byID[id])
+	}
+	remove()
+	if c, ok := r.Cgroup(id); !ok || c.Path != path {
+		t.Errorf("forgotten: %+v, %v", c, ok)
+	}
+	if c, ok := New(Options{}).Cgroup(id); ok {
+		t.Errorf("removed, but found: %+v", c)
+	}
 }

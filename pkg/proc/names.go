@@ -44,7 +44,7 @@ type NamesStats struct {
 type Names struct {
 	opts    NamesOptions
 	engines []*engine
-	mu      sync.Mutex // guards all below and engine.until; never held while asking
+	mu      sync.Mutex         // guards all below and engine.until; never held while asking
 	known   map[string]answer  // by container id and pod uid
 	pods    map[string]podName // by uid, and by container id
 	podsAt  time.Time          // when next to list them
