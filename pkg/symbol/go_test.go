@@ -60,6 +60,7 @@ func TestGo(t *testing.T) {
 		"stripped":     {[]string{"-ldflags=-s -w"}, false},
 		"pie":          {[]string{"-buildmode=pie"}, true},
 		"pie stripped": {[]string{"-buildmode=pie", "-ldflags=-s -w"}, false},
+		"external":     {[]string{"-ldflags=-linkmode=external"}, true}, // .text begins with C
 	} {
 		t.Run(name, func(t *testing.T) {
 			bin := "./" + strings.ReplaceAll(name, " ", "_")
@@ -67,6 +68,26 @@ func TestGo(t *testing.T) {
 			pid, lines := run(t, dir, nil, bin)
 			checkGo(t, open(t, New(Options{Lines: c.lines}), pid), lines, c.lines)
 		})
+	}
+}
+
+// TestGoExternalStripped: where a C linker put other code first and the symbols are
+// gone, Go's table cannot be placed: no name is better than a wrong one.
+func TestGoExternalStripped(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/a.go", goSource)
+	build(t, dir, "go", "build", "-o", "a", "-ldflags=-linkmode=external -s -w", "a.go")
+	pid, lines := run(t, dir, nil, "./a")
+	p := open(t, New(Options{}), pid)
+	for _, l := range lines {
+		if !strings.HasPrefix(l, "pc ") {
+			continue
+		}
+		for _, f := range p.Frames([]uint64{addrOf(t, l)}) {
+			if f.Function != "" || f.Note == "" || f.Module == "" {
+				t.Errorf("%+v", f)
+			}
+		}
 	}
 }
 
