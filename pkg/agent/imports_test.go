@@ -24,6 +24,7 @@ var imports = map[string][]string{
 	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak"},
 	"pkg/kerneltest":        {}, // its tests: anything
 	"pkg/symbol":            {"github.com/ianlancetaylor/demangle"},
+	"pkg/sink":              {},
 	"pkg/kerneltest/vminit": {},
 	"pkg/kerneltest/churn":  {},
 	"pkg/kerneltest/hoard":  {},
