@@ -30,6 +30,7 @@ bench: build ## measure stated beside its peers, as root
 FUZZTIME ?= 10s
 fuzz: ## fuzz every decoder for FUZZTIME
 	go test -fuzz FuzzParseStates -fuzztime $(FUZZTIME) ./pkg/event
+	go test -fuzz FuzzReader -fuzztime $(FUZZTIME) ./pkg/block
 	go test -fuzz FuzzReader -fuzztime $(FUZZTIME) ./pkg/recording
 	go test -fuzz FuzzLine -fuzztime $(FUZZTIME) ./pkg/recording
 	go test -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./pkg/probe

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package recording keeps the event stream on disk and gives it back: the same
+// events in the same order, so that a replay prints what the live run printed.
+//
+// A file is a sequence of blocks (see package block) of JSON lines.
 package recording
 
 import (
@@ -7,12 +11,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 
-	"github.com/klauspost/compress/zstd"
-
+	"github.com/stated-tcp/stated/pkg/block"
 	"github.com/stated-tcp/stated/pkg/event"
 )
 
@@ -45,7 +47,7 @@ const (
 type Writer struct {
 	w      io.Writer
 	file   *os.File // when made by Create
-	enc    *zstd.Encoder
+	enc    *block.Encoder
 	plain  []byte
 	out    []byte
 	first  uint64
@@ -55,9 +57,9 @@ type Writer struct {
 
 // NewWriter begins a recording on w, which Close does not close.
 func NewWriter(w io.Writer, h Header) (*Writer, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true))
+	enc, err := block.NewEncoder()
 	if err != nil {
-		return nil, fmt.Errorf("start zstd: %w", err)
+		return nil, err
 	}
 	h.Event, h.Schema = headerEvent, headerSchema
 	text, err := json.Marshal(h)
@@ -106,11 +108,7 @@ func (w *Writer) Flush() error {
 	if w.failed != nil || w.count == 0 {
 		return w.failed
 	}
-	w.out = append(w.out[:0], make([]byte, headSize)...)
-	w.out = w.enc.EncodeAll(w.plain, w.out)
-	frame := w.out[headSize:]
-	b := block{first: w.first, count: w.count, size: uint32(len(frame)), crc: crc32.Checksum(frame, castagnoli)}
-	b.append(w.out[:0])
+	w.out = w.enc.Append(w.out[:0], block.Header{First: w.first, Count: w.count}, w.plain)
 	if _, err := w.w.Write(w.out); err != nil {
 		w.failed = fmt.Errorf("write the recording: %w", err)
 		return w.failed
@@ -132,34 +130,44 @@ func (w *Writer) Close() error {
 	return errors.Join(err, w.file.Close())
 }
 
+// Damage is what a Reader had to leave out.
+type Damage struct {
+	block.Damage
+	LostEvents uint64 // events that were in what was left out, as far as the sequence tells
+}
+
+// errNoRecording says that the stream does not begin with a header.
+var errNoRecording = errors.New("not a stated recording")
+
 // Reader gives the events of a recording back. It is not safe for concurrent use.
 type Reader struct {
-	blocks *blocks
+	blocks *block.Reader
 	header Header
 	lines  []byte
 	next   uint64 // sequence number expected of the next block
+	lost   uint64
 }
 
 // NewReader reads the header of a recording.
 func NewReader(r io.Reader) (*Reader, error) {
-	blocks, err := newBlocks(r)
+	blocks, err := block.NewReader(r)
 	if err != nil {
 		return nil, err
 	}
-	b, lines, err := blocks.next()
+	b, lines, err := blocks.Next()
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the recording: %w", err)
 	}
 	rec := &Reader{blocks: blocks}
 	first, rest, ok := bytes.Cut(lines, []byte{'\n'})
-	if err != nil || b.first != 0 || !ok || json.Unmarshal(first, &rec.header) != nil || rec.header.Event != headerEvent {
-		return nil, errNoBlock
+	if err != nil || b.First != 0 || !ok || json.Unmarshal(first, &rec.header) != nil || rec.header.Event != headerEvent {
+		return nil, errNoRecording
 	}
 	if rec.header.Schema != headerSchema {
 		return nil, fmt.Errorf("the recording has schema %q, this stated reads %q: use the stated that made it (%q)",
 			rec.header.Schema, headerSchema, rec.header.Version)
 	}
-	rec.lines, rec.next = rest, uint64(b.count)
+	rec.lines, rec.next = rest, b.End()
 	return rec, nil
 }
 
@@ -167,20 +175,20 @@ func NewReader(r io.Reader) (*Reader, error) {
 func (r *Reader) Header() Header { return r.header }
 
 // Damage returns what had to be left out so far.
-func (r *Reader) Damage() Damage { return r.blocks.damage }
+func (r *Reader) Damage() Damage { return Damage{r.blocks.Damage(), r.lost} }
 
 // Read stores the next event in e, io.EOF at the end. Events missing in the
 // middle are told by a KindLost event in their place.
 func (r *Reader) Read(e *event.Event) error {
 	for len(r.lines) == 0 {
-		b, lines, err := r.blocks.next()
+		b, lines, err := r.blocks.Next()
 		if err != nil {
 			return err
 		}
-		missing := b.first - r.next
-		r.lines, r.next = lines, b.first+uint64(b.count)
+		missing := b.First - r.next
+		r.lines, r.next = lines, b.End()
 		if missing > 0 && missing < 1<<40 {
-			r.blocks.damage.LostEvents += missing
+			r.lost += missing
 			*e = event.Event{Kind: event.KindLost, Count: missing}
 			return nil
 		}
