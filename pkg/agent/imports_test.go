@@ -27,6 +27,9 @@ var imports = map[string][]string{
 	"pkg/kerneltest":        {}, // its tests: anything
 	"pkg/symbol":            {"github.com/ianlancetaylor/demangle"},
 	"pkg/sink":              {},
+	"pkg/sink/flat":         {},
+	"pkg/sink":              {"pkg/spool", "pkg/sink/flat"},
+	"pkg/sink/file":         {"pkg/sink", "pkg/block"},
 	"pkg/kerneltest/vminit": {},
 	"pkg/kerneltest/churn":  {},
 	"pkg/kerneltest/hoard":  {},

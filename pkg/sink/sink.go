@@ -36,15 +36,18 @@ type Retry struct {
 func (e *Retry) Error() string { return e.Err.Error() }
 func (e *Retry) Unwrap() error { return e.Err }
 
-// Rejected says that the records at Indexes of the batch will never be taken.
-// The others of the batch were acknowledged.
+// Rejected says that the records at Indexes of the batch will never be taken,
+// nor will Unnamed others of which the collector told the number only (OTLP's
+// partial success). The rest of the batch was acknowledged; nothing of it is to
+// be sent again.
 type Rejected struct {
 	Indexes []int
+	Unnamed int
 	Err     error
 }
 
 func (e *Rejected) Error() string {
-	return fmt.Sprintf("%d records rejected: %v", len(e.Indexes), e.Err)
+	return fmt.Sprintf("%d records rejected: %v", len(e.Indexes)+e.Unnamed, e.Err)
 }
 func (e *Rejected) Unwrap() error { return e.Err }
 
