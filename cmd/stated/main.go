@@ -86,7 +86,7 @@ this kernel allows. 'stated explain' needs nothing.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w (see '%s --help')", err, cmd.CommandPath())}
 	})
-	root.AddCommand(newTrace(), newLeaks(), newLs(), newRecord(), newReplay(), newExplain(), newSchema(), newCheck(), newVersion())
+	root.AddCommand(newTrace(), newAgent(), newLeaks(), newLs(), newRecord(), newReplay(), newExplain(), newSchema(), newCheck(), newVersion())
 	for _, cmd := range append(root.Commands(), root) {
 		args := cmd.Args
 		if args == nil {

@@ -34,7 +34,8 @@ var imports = map[string][]string{
 	"pkg/kerneltest/churn":  {},
 	"pkg/kerneltest/hoard":  {},
 	"pkg/kerneltest/peer":   {},
-	"pkg/agent":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording"},
+	"pkg/agent": {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording",
+		"pkg/block", "pkg/spool", "pkg/sink", "pkg/sink/flat", "pkg/sink/file", "go.yaml.in/yaml/v3"},
 }
 
 func TestImports(t *testing.T) {

@@ -165,6 +165,15 @@ func TestSchemaHoldsEveryValue(t *testing.T) {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(b.String()) {
+			if strings.Contains(line, `"tcp.connection"`) {
+				b.Write(append(AppendSampled(nil, []byte(strings.TrimSuffix(line, "\n")), 0.25), '\n'))
+				break
+			}
+		}
+		for _, damaged := range []bool{true, false} {
+			b.Write(append(GapRecord(h, Gap{UID: "run-gap-a-7", Wall: 1e18, Stage: "spool", Sink: "a", Records: 12, Damaged: damaged}), '\n'))
+		}
+		for line := range strings.Lines(b.String()) {
 			record := validate(t, all, line)
 			if t.Failed() {
 				t.FailNow() // one is enough to read

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stated-tcp/stated/pkg/agent"
+	"github.com/stated-tcp/stated/pkg/filter"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/probe"
+)
+
+type agentFlags struct {
+	config string
+	check  bool
+	set    []string
+}
+
+func newAgent() *cobra.Command {
+	var f agentFlags
+	cmd := &cobra.Command{
+		Use:   "agent [flags]",
+		Short: "Run for months: stream records to collectors through a spool on disk",
+		Long: `agent makes a record of each connection that ends and, where a sink asks for
+them, of each change of state. Records go to a spool on disk and from there to
+each sink at its own pace, at least once: a collector that is down, or a restart,
+loses nothing that has reached the spool. What was lost before is counted, in
+records of its own.
+
+SIGHUP applies the filter and the sinks of the configuration anew, and has file
+sinks open their files anew. SIGTERM ends: sinks get what is there within the
+time that 'drain' gives, the rest stays in the spool for the next start.
+
+Each key can be set in the environment (STATED_SPOOL_DIR for spool.dir) and on
+the command line (--set spool.dir=/x), which goes over both.`,
+		Example: `  sudo stated agent --config /etc/stated/stated.yaml
+  stated agent --config stated.yaml --check-config
+  sudo stated agent --set spool.dir=/tmp/spool --set 'sinks=[{name: out, stdout: {}}]'`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&f.config, "config", "", "read this `FILE`")
+	fs.BoolVar(&f.check, "check-config", false, "say whether the configuration is right, and end")
+	fs.StringArrayVar(&f.set, "set", nil, "set `KEY=VALUE` over the file and the environment; may be repeated")
+	return cmd
+}
+
+// load reads the configuration as it is now.
+func (f *agentFlags) load() (*agent.Config, *filter.Filter, error) {
+	var text []byte
+	name := "configuration"
+	if f.config != "" {
+		var err error
+		if text, err = os.ReadFile(f.config); err != nil {
+			return nil, nil, fmt.Errorf("read the configuration: %w", err)
+		}
+		name = f.config
+	}
+	cfg, err := agent.LoadConfig(text, os.Environ(), f.set)
+	if err != nil {
+		return nil, nil, usagef("%s: %w", name, err)
+	}
+	c := &cfg.Filter
+	flags := filterFlags{pids: c.PIDs, ports: c.Ports, local: c.LocalPorts, remote: c.RemotePorts, comms: c.Processes,
+		addrs: c.Addresses, roles: c.Roles, states: c.States, netns: c.Netns, minDuration: c.MinDuration}
+	want, err := flags.parse()
+	if err != nil {
+		return nil, nil, usagef("%s: filter: %w", name, errors.New(strings.TrimPrefix(err.Error(), "--")))
+	}
+	return cfg, want, nil
+}
+
+func (f *agentFlags) run(cmd *cobra.Command) error {
+	cfg, want, err := f.load()
+	if err != nil {
+		return err
+	}
+	if f.check {
+		_, err := fmt.Fprintf(cmd.OutOrStdout(), "the configuration is right: %d sinks\n", len(cfg.Sinks))
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+	ctx, stop := signal.NotifyContext(context.WithoutCancel(cmd.Context()), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+
+	p, err := probe.Open(probe.Options{RingBytes: cfg.RingBytes})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	host := thisHost()
+	d, err := agent.StartDaemon(cfg, host, want, log)
+	if err != nil {
+		return err
+	}
+	options := tableOptions(p)
+	options.MaxConns = cfg.MaxConnections
+	loop := &agent.Loop{Source: p, Table: lifecycle.New(d.Stream, options), Consumer: d.Stream, Now: probe.Now}
+	for _, h := range p.Hooks() {
+		if h.Err != nil {
+			log.Warn("a hook of the kernel is missing (see 'stated check')", "hook", h.Name, "without", h.Without, "why", firstLine(h.Err))
+		}
+	}
+	go func() {
+		if err := p.Snapshot(); err != nil {
+			log.Warn("not all sockets that were there before could be listed", "why", firstLine(err))
+		}
+	}()
+	go d.Watch(ctx)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hup:
+				f.reload(d, log)
+			}
+		}
+	}()
+	log.Info("watching", "sinks", len(cfg.Sinks), "spool", cfg.Spool.Dir, "run", host.RunID)
+	err = d.Run(ctx, loop)
+	if kernel, statsErr := p.Stats(); statsErr == nil {
+		log.Info("stopped", "events", kernel.Attempts, "lost", kernel.Lost)
+	}
+	return err
+}
+
+func (f *agentFlags) reload(d *agent.Daemon, log *slog.Logger) {
+	agent.Notify("RELOADING=1") // best effort: systemd only shows it
+	defer agent.Notify("READY=1")
+	cfg, want, err := f.load()
+	if err != nil {
+		log.Error("the new configuration is wrong: the old one goes on", "error", err)
+		return
+	}
+	restart, err := d.Reload(cfg, want)
+	if err != nil {
+		log.Error("not all of the new configuration could be applied", "error", err)
+	}
+	if len(restart) > 0 {
+		log.Warn("some keys need a restart", "keys", strings.Join(restart, ", "))
+	}
+	log.Info("configuration applied", "sinks", len(cfg.Sinks))
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/stated-tcp/stated/pkg/sink"
+)
+
+// Config is the file of `stated agent`. cmd/stated/dist/stated.yaml explains
+// each key.
+type Config struct {
+	MaxConnections int           `yaml:"max_connections"`
+	RingBytes      uint32        `yaml:"ring_bytes"`
+	Listen         string        `yaml:"listen"`
+	Drain          time.Duration `yaml:"drain"`
+	Filter         FilterConfig  `yaml:"filter"`
+	Spool          SpoolConfig   `yaml:"spool"`
+	Sinks          []SinkConfig  `yaml:"sinks"`
+}
+
+// FilterConfig says of which connections records are made.
+type FilterConfig struct {
+	Ports       []uint        `yaml:"ports"`
+	LocalPorts  []uint        `yaml:"local_ports"`
+	RemotePorts []uint        `yaml:"remote_ports"`
+	Addresses   []string      `yaml:"addresses"`
+	Processes   []string      `yaml:"processes"`
+	PIDs        []uint        `yaml:"pids"`
+	Roles       []string      `yaml:"roles"`
+	States      string        `yaml:"states"`
+	Netns       string        `yaml:"netns"`
+	MinDuration time.Duration `yaml:"min_duration"`
+}
+
+// SpoolConfig says where records wait, and what happens when they are many.
+type SpoolConfig struct {
+	Dir          string `yaml:"dir"`
+	SegmentBytes int64  `yaml:"segment_bytes"`
+	MaxBytes     int64  `yaml:"max_bytes"`
+	KeepBytes    int64  `yaml:"keep_bytes"`
+	Sync         string `yaml:"sync"`    // always, never, or a time
+	OnFull       string `yaml:"on_full"` // drop_oldest, drop_newest, block
+}
+
+// syncEvery is the time between syncs; 0 is always, negative never.
+func (c *SpoolConfig) syncEvery() (time.Duration, error) {
+	switch c.Sync {
+	case "always":
+		return 0, nil
+	case "never":
+		return -1, nil
+	}
+	d, err := time.ParseDuration(c.Sync)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("spool.sync: %q is none of always, never, or a time like 1s", c.Sync)
+	}
+	return d, nil
+}
+
+// SampleConfig leaves out most of the healthy short connections.
+type SampleConfig struct {
+	ShorterThan time.Duration `yaml:"shorter_than"`
+	Rate        float64       `yaml:"rate"`
+}
+
+// DefaultConfig is what a file that says nothing means.
+func DefaultConfig() *Config {
+	return &Config{
+		MaxConnections: 1 << 18, RingBytes: 8 << 20, Drain: 10 * time.Second,
+		Spool: SpoolConfig{Dir: "/var/lib/stated/spool", SegmentBytes: 16 << 20, MaxBytes: 1 << 30, KeepBytes: 64 << 20,
+			Sync: "1s", OnFull: "drop_oldest"},
+	}
+}
+
+// LoadConfig reads the text of a file, then the environment (STATED_SPOOL_DIR
+// for spool.dir), then settings like spool.dir=/x, each over what was before.
+// Unknown keys are errors that name the line.
+func LoadConfig(text []byte, environ, settings []string) (*Config, error) {
+	c := DefaultConfig()
+	if err := c.decode(text); err != nil {
+		return nil, err
+	}
+	keys := make(map[string]string)
+	for _, key := range scalarKeys(reflect.TypeFor[Config](), "") {
+		keys["STATED_"+strings.ToUpper(strings.ReplaceAll(key, ".", "_"))] = key
+	}
+	for _, kv := range environ {
+		name, value, _ := strings.Cut(kv, "=")
+		if key, ok := keys[name]; ok {
+			if err := c.set(key, value); err != nil {
+				return nil, fmt.Errorf("environment variable %s: %w", name, err)
+			}
+		}
+	}
+	for _, kv := range settings {
+		key, value, ok := strings.Cut(kv, "=")
+		if !ok {
+			return nil, fmt.Errorf("setting %q: it must be KEY=VALUE, like spool.dir=/var/lib/stated/spool", kv)
+		}
+		if err := c.set(key, value); err != nil {
+			return nil, fmt.Errorf("setting %q: %w", kv, err)
+		}
+	}
+	return c, c.check()
+}
+
+// scalarKeys lists the keys that one word can set.
+func scalarKeys(t reflect.Type, prefix string) (keys []string) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name := prefix + f.Tag.Get("yaml")
+		switch f.Type.Kind() {
+		case reflect.Struct:
+			keys = append(keys, scalarKeys(f.Type, name+".")...)
+		case reflect.Slice:
+		default:
+			keys = append(keys, name)
+		}
+	}
+	return keys
+}
+
+func (c *Config) set(key, value string) error {
+	var tree any
+	if err := yaml.Unmarshal([]byte(value), &tree); err != nil {
+		return fmt.Errorf("the value: %w", err)
+	}
+	for _, part := range slices.Backward(strings.Split(key, ".")) {
+		tree = map[string]any{part: tree}
+	}
+	text, err := yaml.Marshal(tree)
+	if err != nil {
+		return err
+	}
+	err = c.decode(text)
+	if err != nil { // there is no line to speak of
+		err = errors.New(lineNumber.ReplaceAllString(err.Error(), ""))
+	}
+	return err
+}
+
+var (
+	unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
+	lineNumber = regexp.MustCompile(`line \d+: `)
+)
+
+// decode is strict.
+func (c *Config) decode(text []byte) error {
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	dec.KnownFields(true)
+	err := dec.Decode(c)
+	if errors.Is(err, io.EOF) {
+		return nil // only comments
+	}
+	var typed *yaml.TypeError
+	if errors.As(err, &typed) {
+		lines := make([]string, len(typed.Errors))
+		for i, line := range typed.Errors {
+			lines[i] = unknownKey.ReplaceAllString(line, `unknown key "$1"`)
+		}
+		return errors.New(strings.Join(lines, "; "))
+	}
+	if err != nil {
+		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if err := dec.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return errors.New("there is a second document: only one is read")
+	}
+	return nil
+}
+
+var sinkName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
+
+func (c *Config) check() error {
+	var errs []error
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.MaxConnections < 1 {
+		add("max_connections: %d: at least 1", c.MaxConnections)
+	}
+	if c.Drain < 0 {
+		add("drain: %v: not below zero", c.Drain)
+	}
+	if _, err := c.Spool.syncEvery(); err != nil {
+		errs = append(errs, err)
+	}
+	if !slices.Contains([]string{"drop_oldest", "drop_newest", "block"}, c.Spool.OnFull) {
+		add("spool.on_full: %q is none of drop_oldest, drop_newest, block", c.Spool.OnFull)
+	}
+	if c.Spool.SegmentBytes < 4096 || c.Spool.MaxBytes < 4*c.Spool.SegmentBytes {
+		add("spool.max_bytes: %d: at least four times segment_bytes (%d), which is at least 4096", c.Spool.MaxBytes, c.Spool.SegmentBytes)
+	}
+	if c.Spool.KeepBytes < 0 || c.Spool.KeepBytes > c.Spool.MaxBytes/2 {
+		add("spool.keep_bytes: %d: from 0 to half of max_bytes (%d)", c.Spool.KeepBytes, c.Spool.MaxBytes)
+	}
+	seen := make(map[string]bool)
+	for i := range c.Sinks {
+		s := &c.Sinks[i]
+		if !sinkName.MatchString(s.Name) {
+			add("sinks[%d].name: %q: lower case letters, digits, - and _", i, s.Name)
+		}
+		if seen[s.Name] {
+			add("sinks[%d].name: %q is there twice: each has its own place in the spool", i, s.Name)
+		}
+		seen[s.Name] = true
+		if err := s.check(); err != nil {
+			add("sink %s: %w", s.Name, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *SinkConfig) check() error {
+	for _, r := range s.Records {
+		if !slices.Contains(sink.EventNames, r) {
+			return fmt.Errorf("records: %q is none of %s", r, strings.Join(sink.EventNames, ", "))
+		}
+	}
+	if s.Sample.ShorterThan < 0 || s.Sample.Rate < 0 || s.Sample.Rate > 1 {
+		return fmt.Errorf("sample: rate is from 0 to 1, shorter_than not below zero")
+	}
+	if s.Sample.ShorterThan > 0 && s.Sample.Rate == 0 {
+		return fmt.Errorf("sample: shorter_than needs a rate: the share of connections to keep")
+	}
+	if n := len(s.kinds()); n != 1 {
+		return fmt.Errorf("it has %d of %s: exactly one says what kind of sink it is", n, strings.Join(sinkKinds(), ", "))
+	}
+	return nil
+}

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/stated-tcp/stated/pkg/filter"
+	"github.com/stated-tcp/stated/pkg/render"
+	"github.com/stated-tcp/stated/pkg/sink"
+	"github.com/stated-tcp/stated/pkg/sink/file"
+	"github.com/stated-tcp/stated/pkg/spool"
+)
+
+// Daemon is the agent that runs for months: the loop's records go through the
+// spool to the sinks, each at its own pace. Stream is the loop's Consumer.
+//
+// It stops in order: the loop first, so that nothing new comes; then the queue,
+// so that all is in the spool; then the sinks, which have until the drain
+// deadline; then the spool, with what they did not get.
+type Daemon struct {
+	Stream *Stream
+	Log    *slog.Logger
+	host   render.Host
+	spool  *spool.Spool
+	queue  *queue
+
+	mu    sync.Mutex // guards what follows
+	cfg   *Config
+	sinks map[string]*delivery
+}
+
+// delivery is a sink at work.
+type delivery struct {
+	cfg    SinkConfig
+	sink   sink.Sink
+	dead   *file.Sink
+	reader *spool.Reader
+	worker *sink.Worker
+	drain  context.CancelFunc // deliver what is there, then end
+	kill   context.CancelFunc // end now
+	done   chan struct{}
+}
+
+// StartDaemon opens the spool and the sinks and begins to deliver what an
+// earlier run left in it.
+func StartDaemon(cfg *Config, host render.Host, want *filter.Filter, log *slog.Logger) (_ *Daemon, err error) {
+	d := &Daemon{Log: log, host: host, cfg: cfg, sinks: make(map[string]*delivery)}
+	every, err := cfg.Spool.syncEvery()
+	if err != nil {
+		return nil, err
+	}
+	d.spool, err = spool.Open(cfg.Spool.Dir, spool.Options{
+		SegmentBytes: cfg.Spool.SegmentBytes, MaxBytes: cfg.Spool.MaxBytes, KeepBytes: cfg.Spool.KeepBytes,
+		DropOldest: cfg.Spool.OnFull == "drop_oldest", SyncAlways: every == 0,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s := d.spool.Stats(); s.TornBytes > 0 {
+		log.Warn("the spool ended in the middle of a block: it was cut off", "bytes", s.TornBytes, "records", s.TornRecords)
+	}
+	defer func() {
+		if err != nil {
+			for _, s := range d.sinks {
+				s.kill()
+				<-s.done
+			}
+			d.spool.Close()
+		}
+	}()
+	for i := range cfg.Sinks {
+		if err := d.start(&cfg.Sinks[i]); err != nil {
+			return nil, err
+		}
+	}
+	d.queue = newQueue(d.spool, log, every, cfg.Spool.OnFull)
+	d.Stream = newStream(d.queue, host, cfg.choice(want))
+	return d, nil
+}
+
+// choice is what any sink wants.
+func (c *Config) choice(want *filter.Filter) *choice {
+	out := &choice{filter: want}
+	for i := range c.Sinks {
+		records := newSelector(&c.Sinks[i]).records
+		out.changes = out.changes || slices.Contains(records, "tcp.state_change")
+		out.conns = out.conns || slices.Contains(records, "tcp.connection")
+	}
+	return out
+}
+
+func (d *Daemon) start(c *SinkConfig) error {
+	s := &delivery{cfg: *c, done: make(chan struct{})}
+	var err error
+	if s.sink, err = newSink(c); err != nil {
+		return fmt.Errorf("sink %s: %w", c.Name, err)
+	}
+	s.dead, err = file.New(file.Config{Path: filepath.Join(d.cfg.Spool.Dir, c.Name+".rejected.jsonl"), RotateBytes: 16 << 20, Keep: 1})
+	if err != nil {
+		return errors.Join(fmt.Errorf("sink %s: %w", c.Name, err), s.sink.Close())
+	}
+	if s.reader, err = d.spool.Reader(c.Name); err != nil {
+		return errors.Join(fmt.Errorf("sink %s: %w", c.Name, err), s.sink.Close(), s.dead.Close())
+	}
+	d.work(s)
+	d.sinks[c.Name] = s
+	return nil
+}
+
+func (d *Daemon) work(s *delivery) {
+	s.worker = sink.NewWorker(s.sink, s.reader, sink.WorkerOptions{
+		BatchRecords: s.cfg.BatchRecords, BatchBytes: s.cfg.BatchBytes, Timeout: s.cfg.Timeout,
+		Want: newSelector(&s.cfg).want, DeadLetter: s.dead,
+		Gap: func(e spool.Entry) []byte {
+			d.Log.Warn("records are missing in the spool", "sink", s.cfg.Name, "records", e.Missing, "damaged", e.Damaged)
+			return render.GapRecord(d.host, render.Gap{UID: fmt.Sprintf("%s-gap-%s-%d", d.host.RunID, s.cfg.Name, e.End()),
+				Wall: time.Now().UnixNano(), Stage: "spool", Sink: s.cfg.Name, Records: e.Missing, Damaged: e.Damaged})
+		},
+	})
+	drain, cancelDrain := context.WithCancel(context.Background())
+	hard, cancelHard := context.WithCancel(context.Background())
+	s.drain, s.kill = cancelDrain, func() { cancelDrain(); cancelHard() }
+	go func() {
+		defer close(s.done)
+		if err := s.worker.Run(drain, hard); err != nil {
+			d.Log.Error("a sink stopped: reload or restart stated when the reason is gone", "sink", s.cfg.Name, "error", err)
+		}
+	}()
+}
+
+// Run drives the loop until ctx is done, and then stops everything within the
+// drain deadline. What the sinks did not get stays in the spool.
+func (d *Daemon) Run(ctx context.Context, loop *Loop) error {
+	err := loop.Run(ctx)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	deadline := time.AfterFunc(d.cfg.Drain, func() { close(d.queue.stop) })
+	d.queue.close()
+	deadline.Stop()
+	for _, s := range d.sinks {
+		s.drain()
+	}
+	over := time.After(d.cfg.Drain)
+	for name, s := range d.sinks {
+		select {
+		case <-s.done:
+		case <-over:
+			over = closed
+			s.kill()
+		}
+		if stopErr := s.close(); stopErr != nil {
+			d.Log.Warn("a sink did not stop cleanly", "sink", name, "error", stopErr)
+			err = errors.Join(err, stopErr)
+		}
+	}
+	if n := d.backlog(); n > 0 {
+		d.Log.Info("records stay in the spool for the next start", "records", n)
+	}
+	return errors.Join(err, d.spool.Close())
+}
+
+// closed is a deadline that is over.
+var closed = func() <-chan time.Time { c := make(chan time.Time); close(c); return c }()
+
+func (d *Daemon) backlog() (n uint64) {
+	for _, s := range d.sinks {
+		n = max(n, s.reader.Backlog())
+	}
+	return n
+}
+
+// stopTime is how long a sink may take to notice that it was stopped.
+const stopTime = 5 * time.Second
+
+// wait has the worker end.
+func (s *delivery) wait() error {
+	s.kill()
+	select {
+	case <-s.done:
+		return nil
+	case <-time.After(stopTime):
+		return fmt.Errorf("sink %s does not return from what it is doing", s.cfg.Name)
+	}
+}
+
+// close ends the worker and closes its sink. The reader stays.
+func (s *delivery) close() error {
+	if err := s.wait(); err != nil {
+		return err // and leave it all to the end of the process
+	}
+	return errors.Join(s.sink.Close(), s.dead.Close())
+}
+
+// Reload applies the filter and the sinks of a new configuration, and has file
+// sinks open their files anew. Sinks that are the same go on undisturbed; those
+// that changed go on where they were. What else changed needs a restart, and is
+// returned by name.
+func (d *Daemon) Reload(cfg *Config, want *filter.Filter) (restart []string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old, fresh := reflect.ValueOf(*d.cfg), reflect.ValueOf(*cfg)
+	for i := range old.NumField() {
+		key := old.Type().Field(i).Tag.Get("yaml")
+		if key != "sinks" && key != "filter" && !reflect.DeepEqual(old.Field(i).Interface(), fresh.Field(i).Interface()) {
+			restart = append(restart, key)
+		}
+	}
+	keep := make(map[string]bool)
+	for i := range cfg.Sinks {
+		c := &cfg.Sinks[i]
+		s := d.sinks[c.Name]
+		if s != nil && reflect.DeepEqual(&s.cfg, c) {
+			keep[c.Name] = true
+			if f, ok := s.sink.(*file.Sink); ok {
+				f.Reopen()
+			}
+		}
+	}
+	var errs []error
+	for name, s := range d.sinks {
+		if !keep[name] {
+			if err := s.close(); err != nil {
+				errs = append(errs, err)
+				keep[name] = true // it cannot be replaced
+			}
+		}
+	}
+	errs = append(errs, d.swap(cfg, keep)...)
+	d.cfg.Sinks, d.cfg.Filter = cfg.Sinks, cfg.Filter
+	d.Stream.choice.Store(cfg.choice(want))
+	return restart, errors.Join(errs...)
+}
+
+// swap replaces the sinks that are stopped. Meanwhile the spool may not drop
+// what a reader has not read because it is not there.
+func (d *Daemon) swap(cfg *Config, keep map[string]bool) (errs []error) {
+	d.queue.hold.Lock()
+	defer d.queue.hold.Unlock()
+	for name, s := range d.sinks {
+		if !keep[name] {
+			errs = append(errs, s.reader.Close())
+			delete(d.sinks, name)
+		}
+	}
+	for i := range cfg.Sinks {
+		if d.sinks[cfg.Sinks[i].Name] == nil {
+			errs = append(errs, d.start(&cfg.Sinks[i]))
+		}
+	}
+	return errs
+}
+
+// Watch tells systemd that the service is ready, and that it is alive for as
+// long as the loop is; until ctx is done. A disk that does not answer is no
+// reason for a restart, which would not make it.
+func (d *Daemon) Watch(ctx context.Context) {
+	if err := Notify("READY=1"); err != nil {
+		d.Log.Warn("no systemd", "error", err)
+	}
+	defer Notify("STOPPING=1") // nobody to tell when it fails
+	every := watchdogEvery()
+	if every == 0 {
+		<-ctx.Done()
+		return
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := d.Alive(2 * every); err != nil {
+				d.Log.Error("the watchdog is not told", "error", err)
+			} else if err := Notify("WATCHDOG=1"); err != nil {
+				d.Log.Warn("no systemd", "error", err)
+			}
+		}
+	}
+}
+
+// Alive returns an error when the loop did not move for that long.
+func (d *Daemon) Alive(within time.Duration) error {
+	if d.Stream.beat.Load() < time.Now().Add(-within).UnixNano() {
+		return errors.New("the loop over the kernel's events stands still")
+	}
+	return nil
+}
+
+// Ready returns an error when records are not made, or cannot be kept.
+func (d *Daemon) Ready() error {
+	if text := d.queue.failing.Load(); text != nil {
+		return errors.New(*text)
+	}
+	if d.queue.beat.Load() < time.Now().Add(-readyTime).UnixNano() {
+		return errors.New("the spool stands still: its disk does not answer")
+	}
+	return d.Alive(readyTime)
+}
+
+// readyTime is how long the loop or the spool may take over one step.
+const readyTime = 10 * time.Second
