@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+)
+
+// space is a network namespace with traffic on its loopback.
+type space struct {
+	inode uint64
+	quiet atomic.Bool // no traffic
+	stop  chan struct{}
+	done  chan error
+}
+
+func newSpace(t *testing.T) *space {
+	t.Helper()
+	s := &space{stop: make(chan struct{}), done: make(chan error, 1)}
+	ready := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with us
+		if err := s.enter(); err != nil {
+			ready <- err
+			return
+		}
+		ready <- nil
+		s.done <- s.traffic()
+	}()
+	if err := <-ready; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		close(s.stop)
+		if err := <-s.done; err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func (s *space) enter() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("make a network namespace: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
+		return err
+	}
+	s.inode = st.Ino
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+}
+
+// traffic makes connections until stop: each end's socket belongs to this
+// thread, and so to the namespace.
+func (s *space) traffic() error {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	for {
+		select {
+		case <-s.stop:
+			return nil
+		default:
+		}
+		if s.quiet.Load() {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		c, err := net.DialTCP("tcp4", nil, l.Addr().(*net.TCPAddr))
+		if err != nil {
+			return err
+		}
+		c.SetLinger(0) // no TIME_WAIT: ports must not run out
+		a, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		a.Write([]byte("hello"))
+		c.Close()
+		a.Close()
+		time.Sleep(200 * time.Microsecond) // a load, not a flood: other tests run
+	}
+}
+
+// daemon is a running agent.
+type daemon struct {
+	cmd    *exec.Cmd
+	stderr chan string // lines
+}
+
+func startDaemon(t *testing.T, config string) *daemon {
+	t.Helper()
+	d := &daemon{cmd: exec.Command(stated, "agent", "--config", config), stderr: make(chan string, 1000)}
+	pipe, err := d.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.cmd.Process.Kill() })
+	go func() {
+		defer close(d.stderr)
+		for lines := bufio.NewScanner(pipe); lines.Scan(); {
+			d.stderr <- lines.Text()
+		}
+	}()
+	d.says(t, "msg=watching")
+	return d
+}
+
+// says waits for a line on stderr.
+func (d *daemon) says(t *testing.T, text string) {
+	t.Helper()
+	var all []string
+	for line := range d.stderr {
+		if all = append(all, line); strings.Contains(line, text) {
+			return
+		}
+	}
+	t.Fatalf("it never said %q: %s", text, strings.Join(all, "\n"))
+}
+
+// end waits for the exit.
+func (d *daemon) end() error {
+	for range d.stderr {
+	}
+	return d.cmd.Wait()
+}
+
+func lineCount(path string) int {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0
+	}
+	return bytes.Count(text, []byte{'\n'})
+}
+
+// waitFor waits for a condition; the deadline is for tests that hang.
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func writeConfig(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// recordsOf parses lines and counts each record's uid.
+func recordsOf(t *testing.T, lines []byte, each func(map[string]any)) map[string]int {
+	t.Helper()
+	uids := make(map[string]int)
+	for line := range bytes.Lines(lines) {
+		var r map[string]any
+		if err := json.Unmarshal(line, &r); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		uid, _ := r["log.record.uid"].(string)
+		if uid == "" {
+			t.Fatalf("no uid: %s", line)
+		}
+		uids[uid]++
+		if each != nil {
+			each(r)
+		}
+	}
+	return uids
+}
+
+func spoolLines(t *testing.T, dir string) []byte {
+	t.Helper()
+	names, err := filepath.Glob(dir + "/*.seg") // in the order of their numbers
+	if err != nil {
+		t.Fatal(err)
+	}
+	dec, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dec.Close()
+	var all []byte
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := dec.Reset(bytes.NewReader(text)); err != nil {
+			t.Fatal(err)
+		}
+		plain, err := io.ReadAll(dec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, plain...)
+	}
+	return all
+}
+
+// TestAgentKilled: killed -9 under load and started again, twice, the agent
+// delivers every record that reached the spool, and each file is whole.
+func TestAgentKilled(t *testing.T) {
+	requireRoot(t)
+	load := newSpace(t)
+	dir := t.TempDir()
+	out, config := filepath.Join(dir, "out.jsonl"), filepath.Join(dir, "stated.yaml")
+	writeConfig(t, config, fmt.Sprintf(`
+filter: {netns: "%d"}
+spool: {dir: %s/spool, segment_bytes: 65536, keep_bytes: 536870912, sync: 100ms}
+sinks:
+  - name: a
+    records: [tcp.state_change, tcp.connection]
+    batch_records: 100
+    file: {path: %s}
+`, load.inode, dir, out))
+	for range 2 {
+		before := lineCount(out)
+		d := startDaemon(t, config)
+		waitFor(t, "records", func() bool { return lineCount(out) > before+2000 })
+		if err := d.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		d.end()
+	}
+	before := lineCount(out)
+	d := startDaemon(t, config)
+	waitFor(t, "records", func() bool { return lineCount(out) > before+2000 })
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	if err := d.end(); err != nil {
+		t.Fatal(err)
+	}
+
+	last := make(map[string]float64)
+	kept := recordsOf(t, spoolLines(t, dir+"/spool"), func(r map[string]any) {
+		run, seq := r["stated.run.id"].(string), r["stated.seq"].(float64)
+		if seq != last[run]+1 {
+			t.Errorf("run %s: record %v follows %v", run, seq, last[run])
+		}
+		last[run] = seq
+	})
+	text, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := recordsOf(t, text, nil)
+	twice := 0
+	for uid := range kept {
+		if got[uid] == 0 {
+			t.Errorf("record %s reached the spool and not the sink", uid)
+		}
+		twice += max(0, got[uid]-1)
+	}
+	if len(last) != 3 || len(kept) < 6000 {
+		t.Errorf("%d records of %d runs", len(kept), len(last))
+	}
+	t.Logf("%d records of 3 runs, %d delivered twice", len(kept), twice)
+}
+
+// TestAgentReload: a sink that SIGHUP adds gets what is in the spool, one that
+// it changes goes on where it was, and file sinks open their files anew.
+func TestAgentReload(t *testing.T) {
+	requireRoot(t)
+	load := newSpace(t)
+	dir := t.TempDir()
+	config := filepath.Join(dir, "stated.yaml")
+	base := fmt.Sprintf(`
+filter: {netns: "%d"}
+spool: {dir: %s/spool, keep_bytes: 536870912, sync: never}
+sinks:
+  - {name: same, file: {path: %s/same}}
+`, load.inode, dir, dir)
+	writeConfig(t, config, base+fmt.Sprintf("  - {name: changed, file: {path: %s/changed1}}\n", dir))
+	d := startDaemon(t, config)
+	waitFor(t, "records", func() bool { return lineCount(dir+"/changed1") > 100 })
+	if err := os.Rename(dir+"/same", dir+"/same1"); err != nil {
+		t.Fatal(err)
+	}
+	writeConfig(t, config, base+"nonsense: 1\n")
+	d.cmd.Process.Signal(syscall.SIGHUP)
+	d.says(t, "the old one goes on")
+	writeConfig(t, config, base+fmt.Sprintf("  - {name: changed, file: {path: %s/changed2}}\n  - {name: added, file: {path: %s/added, zstd: true}}\n", dir, dir))
+	d.cmd.Process.Signal(syscall.SIGHUP)
+	d.says(t, "configuration applied")
+	waitFor(t, "records", func() bool { return lineCount(dir+"/changed2") > 100 && lineCount(dir+"/same") > 100 })
+	load.quiet.Store(true)
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	if err := d.end(); err != nil {
+		t.Fatal(err)
+	}
+	kept := recordsOf(t, spoolLines(t, dir+"/spool"), nil)
+	read := func(names ...string) (all []byte) {
+		for _, name := range names {
+			text, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, text...)
+		}
+		return all
+	}
+	dec, err := zstd.NewReader(bytes.NewReader(read("added")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dec.Close()
+	added, err := io.ReadAll(dec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string][]byte{"same": read("same1", "same"), "changed": read("changed1", "changed2"), "added": added} {
+		got := recordsOf(t, text, func(r map[string]any) {
+			if r["event.name"] != "tcp.connection" {
+				t.Fatalf("%s got a %s", name, r["event.name"])
+			}
+		})
+		if len(got) != len(kept) {
+			t.Errorf("%s has %d records, the spool %d", name, len(got), len(kept))
+		}
+		for uid, n := range got {
+			if n != 1 || kept[uid] != 1 {
+				t.Fatalf("%s has %s %d times, the spool %d times", name, uid, n, kept[uid])
+			}
+		}
+	}
+}
+
+// TestAgentSystemd: it says when it is ready, keeps the watchdog quiet, and
+// says when it stops.
+func TestAgentSystemd(t *testing.T) {
+	requireRoot(t)
+	dir := t.TempDir()
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: dir + "/notify", Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	t.Setenv("NOTIFY_SOCKET", dir+"/notify")
+	t.Setenv("WATCHDOG_USEC", "200000")
+	writeConfig(t, dir+"/stated.yaml", fmt.Sprintf("spool: {dir: %s/spool}\n", dir))
+	d := startDaemon(t, dir+"/stated.yaml")
+	hears := func(want string) {
+		t.Helper()
+		socket.SetReadDeadline(time.Now().Add(time.Minute))
+		buf := make([]byte, 100)
+		for {
+			n, err := socket.Read(buf)
+			if err != nil {
+				t.Fatalf("systemd never heard %s: %v", want, err)
+			}
+			if string(buf[:n]) == want {
+				return
+			}
+		}
+	}
+	for _, want := range []string{"READY=1", "WATCHDOG=1", "WATCHDOG=1"} {
+		hears(want)
+	}
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	hears("STOPPING=1")
+	if err := d.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAgentConfig(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "bad.yaml")
+	for _, tc := range []struct {
+		yaml, set, env string
+		code           int
+		says           string
+	}{
+		{"", "", "", 0, "0 sinks"},
+		{"spool:\n  dri: /x\n", "", "", 2, `line 2: unknown key "dri"`},
+		{"\n\nmax_connections: many\n", "", "", 2, "line 3"},
+		{"spool: {sync: sometimes}\n", "", "", 2, "spool.sync"},
+		{"spool: {max_bytes: 10}\n", "", "", 2, "four times segment_bytes"},
+		{"sinks: [{name: a}]\n", "", "", 2, "exactly one"},
+		{"sinks: [{name: a, stdout: {}, file: {path: /x}}]\n", "", "", 2, "exactly one"},
+		{"sinks: [{name: A, stdout: {}}]\n", "", "", 2, "lower case"},
+		{"sinks: [{name: a, stdout: {}}, {name: a, stdout: {}}]\n", "", "", 2, "twice"},
+		{"sinks: [{name: a, stdout: {}, records: [tcp.syn]}]\n", "", "", 2, "tcp.state_change"},
+		{"sinks: [{name: a, stdout: {}, sample: {rate: 2}}]\n", "", "", 2, "rate"},
+		{"filter: {ports: [99999]}\n", "", "", 2, "1 to 65535"},
+		{"a: [\n", "", "", 2, "line"},
+		{"spool: {sync: never}\n", "spool.sync=zz", "", 2, `"zz"`},
+		{"spool: {sync: zz}\n", "spool.sync=1s", "STATED_SPOOL_SYNC=yy", 0, ""},
+		{"", "", "STATED_SPOOL_ON_FULL=explode", 2, "on_full"},
+		{"", "spool.nothing=1", "", 2, "unknown key"},
+	} {
+		writeConfig(t, bad, tc.yaml)
+		args := []string{"agent", "--check-config", "--config", bad}
+		if tc.set != "" {
+			args = append(args, "--set", tc.set)
+		}
+		cmd := exec.Command(stated, args...)
+		if tc.env != "" {
+			cmd.Env = append(os.Environ(), tc.env)
+		}
+		out, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != tc.code || !strings.Contains(string(out), tc.says) {
+			t.Errorf("%+v: exit code %d: %s", tc, code, out)
+		}
+	}
+}
