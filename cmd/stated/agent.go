@@ -11,12 +11,14 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/stated-tcp/stated/pkg/agent"
 	"github.com/stated-tcp/stated/pkg/filter"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/metrics"
 	"github.com/stated-tcp/stated/pkg/probe"
 )
 
@@ -108,7 +110,13 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 	}
 	options := tableOptions(p)
 	options.MaxConns = cfg.MaxConnections
-	loop := &agent.Loop{Source: p, Table: lifecycle.New(d.Stream, options), Consumer: d.Stream, Now: probe.Now}
+	table := lifecycle.New(d.Stream, options)
+	if stopServing, err := serve(cfg, p, d, table, options.MaxConns); err != nil {
+		return errors.Join(err, d.Close())
+	} else if stopServing != nil {
+		defer stopServing()
+	}
+	loop := &agent.Loop{Source: p, Table: table, Consumer: d.Stream, Now: probe.Now}
 	for _, h := range p.Hooks() {
 		if h.Err != nil {
 			log.Warn("a hook of the kernel is missing (see 'stated check')", "hook", h.Name, "without", h.Without, "why", firstLine(h.Err))
@@ -136,6 +144,19 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 		log.Info("stopped", "events", kernel.Attempts, "lost", kernel.Lost)
 	}
 	return err
+}
+
+// serve counts, and answers on cfg.Listen; where that is empty it does neither.
+func serve(cfg *agent.Config, p *probe.Probe, d *agent.Daemon, table *lifecycle.Table, limit int) (stop func() error, err error) {
+	if cfg.Listen == "" {
+		return nil, nil
+	}
+	views := metrics.NewViews(table)
+	m := metrics.New(metrics.Sources{Version: buildVersion(), Views: views, TableLimit: limit,
+		Kernel: p.Stats, Spool: d.SpoolStats, SpoolLost: d.SpoolLost, Sinks: d.SinkStats})
+	d.Stream.Also, d.Stream.OnIdle = m, views.Idle
+	d.OnAcked(m.Acked)
+	return metrics.Serve(cfg.Listen, m, func() error { return d.Alive(30 * time.Second) }, d.Ready)
 }
 
 func (f *agentFlags) reload(d *agent.Daemon, log *slog.Logger) {

@@ -5,13 +5,16 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -393,6 +396,62 @@ func TestAgentSystemd(t *testing.T) {
 	}
 	d.cmd.Process.Signal(syscall.SIGTERM)
 	hears("STOPPING=1")
+	if err := d.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAgentMetrics: the running agent tells what it sees, and answers only on
+// its socket.
+func TestAgentMetrics(t *testing.T) {
+	requireRoot(t)
+	newSpace(t)
+	dir := t.TempDir()
+	socket := dir + "/metrics"
+	writeConfig(t, dir+"/stated.yaml", fmt.Sprintf("listen: %s\nspool: {dir: %s/spool}\nsinks: [{name: a, file: {path: %s/out}}]\n", socket, dir, dir))
+	d := startDaemon(t, dir+"/stated.yaml")
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	get := func(path string) (int, string) {
+		r, err := client.Get("http://stated" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		text, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.StatusCode, string(text)
+	}
+	var text string
+	acked := regexp.MustCompile(`(?m)^stated_sink_acked_total\{sink="a"\} [1-9]`)
+	waitFor(t, "acknowledged records", func() bool { _, text = get("/metrics"); return acked.MatchString(text) })
+	for _, want := range []string{
+		`stated_tcp_state_transitions_total{from="syn_sent",to="established"} `, `stated_tcp_connections{family="ipv4",role="listener",state="listen"} `,
+		`stated_tcp_state_duration_seconds_count{state="established"} `, `stated_events_lost_total{stage="ringbuf"} `,
+		`stated_sink_up{sink="a"} 1`, `stated_event_latency_seconds_count{sink="a"} `,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s is not on the page", want)
+		}
+	}
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if code, text := get(path); code != http.StatusOK {
+			t.Errorf("%s: %d %s", path, code, text)
+		}
+	}
+	if promtool, err := exec.LookPath("promtool"); err == nil {
+		cmd := exec.Command(promtool, "check", "metrics")
+		cmd.Stdin = strings.NewReader(text)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("promtool check metrics: %v: %s", err, out)
+		}
+	} else {
+		t.Log("without promtool (Debian: prometheus) names and help are not linted")
+	}
+	d.cmd.Process.Signal(syscall.SIGTERM)
 	if err := d.end(); err != nil {
 		t.Error(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/stated-tcp/stated/pkg/filter"
@@ -29,6 +30,7 @@ import (
 type Daemon struct {
 	Stream *Stream
 	Log    *slog.Logger
+	acked  atomic.Pointer[func(string, []sink.Record)]
 	host   render.Host
 	spool  *spool.Spool
 	queue  *queue
@@ -120,6 +122,11 @@ func (d *Daemon) work(s *delivery) {
 	s.worker = sink.NewWorker(s.sink, s.reader, sink.WorkerOptions{
 		BatchRecords: s.cfg.BatchRecords, BatchBytes: s.cfg.BatchBytes, Timeout: s.cfg.Timeout,
 		Want: newSelector(&s.cfg).want, DeadLetter: s.dead,
+		Acked: func(batch []sink.Record) {
+			if f := d.acked.Load(); f != nil {
+				(*f)(s.cfg.Name, batch)
+			}
+		},
 		Gap: func(e spool.Entry) []byte {
 			d.Log.Warn("records are missing in the spool", "sink", s.cfg.Name, "records", e.Missing, "damaged", e.Damaged)
 			return render.GapRecord(d.host, render.Gap{UID: fmt.Sprintf("%s-gap-%s-%d", d.host.RunID, s.cfg.Name, e.End()),
@@ -140,7 +147,11 @@ func (d *Daemon) work(s *delivery) {
 // Run drives the loop until ctx is done, and then stops everything within the
 // drain deadline. What the sinks did not get stays in the spool.
 func (d *Daemon) Run(ctx context.Context, loop *Loop) error {
-	err := loop.Run(ctx)
+	return errors.Join(loop.Run(ctx), d.Close())
+}
+
+// Close stops everything but the loop.
+func (d *Daemon) Close() (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	deadline := time.AfterFunc(d.cfg.Drain, func() { close(d.queue.stop) })
@@ -258,6 +269,26 @@ func (d *Daemon) swap(cfg *Config, keep map[string]bool) (errs []error) {
 	}
 	return errs
 }
+
+// OnAcked has f told of the batches that sinks acknowledge, in their goroutines.
+func (d *Daemon) OnAcked(f func(sink string, batch []sink.Record)) { d.acked.Store(&f) }
+
+// SinkStats returns the counts of each sink.
+func (d *Daemon) SinkStats() map[string]sink.WorkerStats {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := make(map[string]sink.WorkerStats, len(d.sinks))
+	for name, s := range d.sinks {
+		out[name] = s.worker.Stats()
+	}
+	return out
+}
+
+// SpoolStats returns the counts of the spool.
+func (d *Daemon) SpoolStats() spool.Stats { return d.spool.Stats() }
+
+// SpoolLost returns how many records never reached the spool.
+func (d *Daemon) SpoolLost() uint64 { return d.queue.lost.Load() }
 
 // Watch tells systemd that the service is ready, and that it is alive for as
 // long as the loop is; until ctx is done. A disk that does not answer is no

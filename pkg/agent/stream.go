@@ -23,12 +23,16 @@ type choice struct {
 // Stream is the Consumer that makes a record of each change of state and of
 // each connection that ends, and writes them as JSON lines.
 type Stream struct {
+	// Also is told of all connections, whatever the filter says; may be nil.
+	Also lifecycle.Observer
+	// OnIdle is called between events, in the loop's goroutine; may be nil.
+	OnIdle func()
+
 	out     *render.Writer
 	choice  atomic.Pointer[choice]
 	changes Trace
 	conns   Trace
 	beat    atomic.Int64 // when the loop last was idle, Unix nanoseconds
-	onIdle  func()       // may be nil
 }
 
 func newStream(w io.Writer, host render.Host, c *choice) *Stream {
@@ -51,6 +55,9 @@ func (s *Stream) Event(e *event.Event) { s.conns.Event(e) }
 
 // Transition implements lifecycle.Observer.
 func (s *Stream) Transition(c *lifecycle.Conn, e *event.Event) {
+	if s.Also != nil {
+		s.Also.Transition(c, e)
+	}
 	if s.choice.Load().changes {
 		s.changes.Transition(c, e)
 	}
@@ -58,6 +65,9 @@ func (s *Stream) Transition(c *lifecycle.Conn, e *event.Event) {
 
 // Finished implements lifecycle.Observer.
 func (s *Stream) Finished(c *lifecycle.Conn) {
+	if s.Also != nil {
+		s.Also.Finished(c)
+	}
 	choice := s.choice.Load()
 	if choice.changes {
 		s.changes.Finished(c) // forgets what it held back
@@ -71,8 +81,8 @@ func (s *Stream) Finished(c *lifecycle.Conn) {
 func (s *Stream) Idle() error {
 	s.apply()
 	s.beat.Store(time.Now().UnixNano())
-	if s.onIdle != nil {
-		s.onIdle()
+	if s.OnIdle != nil {
+		s.OnIdle()
 	}
 	return s.out.Flush()
 }

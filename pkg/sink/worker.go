@@ -233,14 +233,14 @@ func (w *Worker) acknowledged(batch []Record) {
 	if len(batch) == 0 {
 		return
 	}
+	if w.opts.Acked != nil {
+		w.opts.Acked(batch)
+	}
 	w.count(func(s *WorkerStats) {
 		s.Acked += uint64(len(batch))
 		s.Batches++
 		s.Failing = 0
 	})
-	if w.opts.Acked != nil {
-		w.opts.Acked(batch)
-	}
 }
 
 // reject sorts out what the sink will never take.
