@@ -176,9 +176,6 @@ const scrapeTime = 3 * time.Second
 
 // Collect implements prometheus.Collector. What cannot be asked is absent.
 func (m *Metrics) Collect(out chan<- prometheus.Metric) {
-	for _, c := range []prometheus.Collector{m.inState, m.lasted, m.connect, m.latency, m.closed, m.failures} {
-		c.Collect(out)
-	}
 	send := func(d desc, v float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d.Desc, d.kind, v, labels...)
 	}
@@ -204,6 +201,10 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	}
 	for name, w := range m.src.Sinks() {
 		collectSink(send, name, &w)
+	}
+	// Last, so that each record that is counted as acknowledged is in them.
+	for _, c := range []prometheus.Collector{m.inState, m.lasted, m.connect, m.latency, m.closed, m.failures} {
+		c.Collect(out)
 	}
 }
 

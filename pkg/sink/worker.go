@@ -105,6 +105,7 @@ func (w *Worker) count(f func(*WorkerStats)) {
 // spool. An error means that the spool cannot be read.
 func (w *Worker) Run(ctx, hard context.Context) error {
 	for hard.Err() == nil {
+		last := ctx.Err() != nil // before the spool is read: what is there by then is delivered
 		err := w.fill()
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
@@ -116,7 +117,7 @@ func (w *Worker) Run(ctx, hard context.Context) error {
 			w.reader.Commit(w.end)
 		}
 		if errors.Is(err, io.EOF) {
-			if ctx.Err() != nil {
+			if last {
 				return nil
 			}
 			w.reader.Wait(ctx)

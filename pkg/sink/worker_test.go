@@ -276,6 +276,25 @@ func TestFollowAndGap(t *testing.T) {
 	}
 }
 
+// What comes while the last batch is on its way is delivered, too, when the
+// worker is stopped just then.
+func TestDrainTakesTheLast(t *testing.T) {
+	s, r := spooled(t, 5)
+	c := new(collector)
+	ctx, cancel := context.WithCancel(t.Context())
+	c.after = func([]Record) error {
+		if ctx.Err() == nil {
+			appendTo(t, s, 5, 3)
+			cancel()
+		}
+		return nil
+	}
+	if err := NewWorker(c, r, fast).Run(ctx, t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantUIDs(t, c.uids, 8)
+}
+
 func TestBackoff(t *testing.T) {
 	w := NewWorker(nil, must(spool.Open(t.TempDir(), spool.Options{})).reader(t), WorkerOptions{})
 	for failures := 1; failures < 100; failures++ {
