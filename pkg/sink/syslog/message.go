@@ -121,18 +121,15 @@ func (e *encoder) scan(r *sink.Record) error {
 	for s.Next() {
 		switch string(s.Key) {
 		case "host.name":
-			e.text = s.Value.Text(e.text)
-			e.host = appendPrintable(e.host[:0], e.text, 255)
+			e.host = appendPrintable(e.host[:0], s.Value.Text(&e.text), 255)
 		case "message":
 			if e.structured {
-				e.text = s.Value.Text(e.text)
-				e.human = appendVisible(e.human, e.text)
+				e.human = appendVisible(e.human, s.Value.Text(&e.text))
 				continue
 			}
 		}
 		if e.structured && len(s.Key) > 0 {
-			e.text = s.Value.Text(e.text)
-			e.params = appendParam(e.params, s.Key, e.text)
+			e.params = appendParam(e.params, s.Key, s.Value.Text(&e.text))
 		}
 	}
 	if err := s.Err(); err != nil {
