@@ -34,7 +34,7 @@ var imports = map[string][]string{
 	"pkg/sink/otlp":         {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport", "google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto", "go.opentelemetry.io/proto/otlp", "github.com/klauspost/compress"},
 	"pkg/sink/http":         {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport"},
 	"pkg/sink/forward":      {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport", "github.com/google/uuid", "github.com/klauspost/compress"},
-	"pkg/sink/journald":     {"pkg/sink", "pkg/sink/flat"},
+	"pkg/sink/journald":     {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport"},
 	"pkg/sink":              {},
 	"pkg/sink/flat":         {},
 	"pkg/sink":              {"pkg/spool", "pkg/sink/flat"},
