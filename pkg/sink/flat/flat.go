@@ -47,15 +47,14 @@ func (v Value) Float() float64 {
 	return f
 }
 
-// Text is the string, unescaped, or the JSON text of anything else. What had to
-// be unescaped is in buf, which grows as needed, and is valid until buf is used
-// again.
-func (v Value) Text(buf *[]byte) []byte {
+// Text is the string, unescaped, or the JSON text of anything else. It is
+// appended to buf only if something had to be unescaped; then it is valid
+// until buf is used again.
+func (v Value) Text(buf []byte) []byte {
 	if !v.escaped {
 		return v.Raw
 	}
-	*buf = unescape((*buf)[:0], v.Raw)
-	return *buf
+	return unescape(buf[:0], v.Raw)
 }
 
 // JSON is the value as JSON text.

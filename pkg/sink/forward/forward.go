@@ -59,7 +59,7 @@ type Sink struct {
 	closed bool
 
 	entries []byte
-	text    []byte
+	text    []byte // for unescaping; a longer string is allotted
 	packed  bytes.Buffer
 	gzip    *gzip.Writer
 	message []byte
@@ -110,7 +110,7 @@ func open(cfg Config) (*Sink, error) {
 			return nil, fmt.Errorf("find the host's name: %w; set hostname", err)
 		}
 	}
-	s := &Sink{cfg: cfg}
+	s := &Sink{cfg: cfg, text: make([]byte, 0, 1<<10)}
 	switch cfg.Compression {
 	case "", "gzip":
 		s.gzip, _ = gzip.NewWriterLevel(&s.packed, gzip.BestSpeed)

@@ -48,7 +48,7 @@ func (s *Sink) appendAll(b []byte, in flat.Scanner, object bool) ([]byte, error)
 		var err error
 		switch v := in.Value; v.Kind {
 		case flat.String:
-			b = appendString(b, v.Text(&s.text))
+			b = appendString(b, v.Text(s.text))
 		case flat.Int:
 			b = appendInt(b, v.Int)
 		case flat.Float:

@@ -56,7 +56,7 @@ type Sink struct {
 	conn   *net.UnixConn
 	closed bool
 	entry  []byte
-	text   []byte
+	text   []byte // for unescaping; a longer string is allotted
 }
 
 // New checks cfg. It does not connect: journald may be down.
@@ -70,7 +70,7 @@ func New(cfg Config) (*Sink, error) {
 	if cfg.Identifier == "" {
 		cfg.Identifier = "stated"
 	}
-	return &Sink{cfg: cfg}, nil
+	return &Sink{cfg: cfg, text: make([]byte, 0, 1<<10)}, nil
 }
 
 // Send implements sink.Sink.
@@ -107,7 +107,7 @@ func (s *Sink) encode(r *sink.Record) error {
 		if in.Value.Kind == flat.Null {
 			continue
 		}
-		value := in.Value.Text(&s.text)
+		value := in.Value.Text(s.text)
 		if string(in.Key) == "message" {
 			message = true
 			b = appendField(b, "MESSAGE", value)

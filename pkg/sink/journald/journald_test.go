@@ -93,13 +93,12 @@ func fields(t *testing.T, r sink.Record) map[string]string {
 	t.Helper()
 	want := map[string]string{"SYSLOG_IDENTIFIER": "stated", "MESSAGE_ID": messageIDs[r.Event], "PRIORITY": map[int]string{9: "6", 13: "4", 17: "3"}[r.Severity]}
 	s := flat.Scan(r.Line)
-	var buf []byte
 	for s.Next() {
 		name := strings.NewReplacer(".", "_").Replace(strings.ToUpper(strings.TrimPrefix(string(s.Key), "stated.")))
 		if name != "MESSAGE" {
 			name = "STATED_" + name
 		}
-		want[name] = string(s.Value.Text(&buf))
+		want[name] = string(s.Value.Text(nil))
 	}
 	return want
 }

@@ -66,7 +66,7 @@ type encoder struct {
 	version  []byte
 	record   []byte
 	value    [maxDepth][]byte
-	text     []byte
+	text     []byte // for unescaping; a longer string is allotted
 }
 
 const maxDepth = 18 // flat's own and the record around it
@@ -140,14 +140,14 @@ func (e *encoder) read(r *sink.Record) error {
 		case "timestamp", "event.name":
 			continue // r has them
 		case "severity_text":
-			b = appendText(b, recordSeverityText, s.Value.Text(&e.text))
+			b = appendText(b, recordSeverityText, s.Value.Text(e.text))
 			continue
 		case "message":
 			b = protowire.AppendTag(b, recordBody, protowire.BytesType)
 			b = protowire.AppendBytes(b, e.any(s.Value, 0))
 			continue
 		case "service.version":
-			e.version = append(e.version, s.Value.Text(&e.text)...)
+			e.version = append(e.version, s.Value.Text(e.text)...)
 		}
 		if ofResource(s.Key) {
 			e.next = e.keyValue(e.next, resourceAttributes, s.Key, s.Value, 0)
@@ -182,7 +182,7 @@ func (e *encoder) any(v flat.Value, depth int) []byte {
 	b := e.value[depth][:0]
 	switch v.Kind {
 	case flat.String:
-		b = appendText(b, anyString, v.Text(&e.text))
+		b = appendText(b, anyString, v.Text(e.text))
 	case flat.Bool:
 		b = protowire.AppendTag(b, anyBool, protowire.VarintType)
 		b = protowire.AppendVarint(b, uint64(v.Int))

@@ -47,7 +47,7 @@ type exporter interface {
 
 // New checks cfg. It does not connect: a collector may be down.
 func New(cfg Config) (*Sink, error) {
-	var s Sink
+	s := Sink{enc: encoder{text: make([]byte, 0, 1<<10)}}
 	var err error
 	switch cfg.Protocol {
 	case "", "http":

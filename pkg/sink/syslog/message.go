@@ -29,10 +29,13 @@ type encoder struct {
 	human  []byte
 }
 
+// scratch holds nearly every string that has escapes; a longer one is allotted.
+const scratch = 1 << 10
+
 var facilities = strings.Fields("kern user mail daemon auth syslog lpr news uucp cron authpriv ftp ntp audit alert clock local0 local1 local2 local3 local4 local5 local6 local7")
 
 func newEncoder(cfg Config) (encoder, error) {
-	e := encoder{facility: -1, app: cfg.AppName, id: cfg.StructuredDataID, max: cfg.MaxBytes}
+	e := encoder{facility: -1, app: cfg.AppName, id: cfg.StructuredDataID, max: cfg.MaxBytes, text: make([]byte, 0, scratch)}
 	if cfg.Facility == "" {
 		cfg.Facility = "daemon"
 	}
@@ -121,15 +124,15 @@ func (e *encoder) scan(r *sink.Record) error {
 	for s.Next() {
 		switch string(s.Key) {
 		case "host.name":
-			e.host = appendPrintable(e.host[:0], s.Value.Text(&e.text), 255)
+			e.host = appendPrintable(e.host[:0], s.Value.Text(e.text), 255)
 		case "message":
 			if e.structured {
-				e.human = appendVisible(e.human, s.Value.Text(&e.text))
+				e.human = appendVisible(e.human, s.Value.Text(e.text))
 				continue
 			}
 		}
 		if e.structured && len(s.Key) > 0 {
-			e.params = appendParam(e.params, s.Key, s.Value.Text(&e.text))
+			e.params = appendParam(e.params, s.Key, s.Value.Text(e.text))
 		}
 	}
 	if err := s.Err(); err != nil {
