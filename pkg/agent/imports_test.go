@@ -31,7 +31,7 @@ var imports = map[string][]string{
 	"pkg/sink/transport":    {"pkg/sink", "github.com/klauspost/compress"},
 	"pkg/sink/sinktest":     {"pkg/sink", "pkg/sink/transport"},
 	"pkg/sink/syslog":       {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport"},
-	"pkg/sink/otlp":         {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport", "google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto", "go.opentelemetry.io/proto/otlp", "github.com/klauspost/compress"},
+	"pkg/sink/otlp":         {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport", "google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto", "go.opentelemetry.io/proto/otlp"},
 	"pkg/sink/http":         {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport"},
 	"pkg/sink/forward":      {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport", "github.com/google/uuid", "github.com/klauspost/compress"},
 	"pkg/sink/journald":     {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport"},
