@@ -35,8 +35,6 @@ var imports = map[string][]string{
 	"pkg/sink/http":         {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport"},
 	"pkg/sink/forward":      {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport", "github.com/google/uuid", "github.com/klauspost/compress"},
 	"pkg/sink/journald":     {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport"},
-	"pkg/sink":              {},
-	"pkg/sink/flat":         {},
 	"pkg/sink":              {"pkg/spool", "pkg/sink/flat"},
 	"pkg/sink/file":         {"pkg/sink", "pkg/block"},
 	"pkg/kerneltest/vminit": {},
@@ -44,7 +42,8 @@ var imports = map[string][]string{
 	"pkg/kerneltest/hoard":  {},
 	"pkg/kerneltest/peer":   {},
 	"pkg/agent": {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording",
-		"pkg/block", "pkg/spool", "pkg/sink", "pkg/sink/flat", "pkg/sink/file", "go.yaml.in/yaml/v3"},
+		"pkg/block", "pkg/spool", "pkg/sink", "pkg/sink/flat", "pkg/sink/file", "pkg/sink/forward", "pkg/sink/http",
+		"pkg/sink/journald", "pkg/sink/otlp", "pkg/sink/syslog", "go.yaml.in/yaml/v3"},
 }
 
 func TestImports(t *testing.T) {

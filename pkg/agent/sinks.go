@@ -8,6 +8,11 @@ import (
 
 	"github.com/stated-tcp/stated/pkg/sink"
 	"github.com/stated-tcp/stated/pkg/sink/file"
+	"github.com/stated-tcp/stated/pkg/sink/forward"
+	"github.com/stated-tcp/stated/pkg/sink/http"
+	"github.com/stated-tcp/stated/pkg/sink/journald"
+	"github.com/stated-tcp/stated/pkg/sink/otlp"
+	"github.com/stated-tcp/stated/pkg/sink/syslog"
 )
 
 // SinkConfig is one sink: what it gets, how, and the one key that says what
@@ -21,14 +26,29 @@ type SinkConfig struct {
 	BatchBytes   int                 `yaml:"batch_bytes"`
 	Timeout      time.Duration       `yaml:"timeout"`
 
-	Stdout *struct{}    `yaml:"stdout"`
-	File   *file.Config `yaml:"file"`
+	Stdout   *struct{}        `yaml:"stdout"`
+	File     *file.Config     `yaml:"file"`
+	OTLP     *otlp.Config     `yaml:"otlp"`
+	Syslog   *syslog.Config   `yaml:"syslog"`
+	Forward  *forward.Config  `yaml:"forward"`
+	HTTP     *http.Config     `yaml:"http"`
+	Journald *journald.Config `yaml:"journald"`
 }
 
 func newSink(c *SinkConfig) (sink.Sink, error) {
 	switch {
 	case c.File != nil:
 		return file.New(*c.File)
+	case c.OTLP != nil:
+		return otlp.New(*c.OTLP)
+	case c.Syslog != nil:
+		return syslog.New(*c.Syslog)
+	case c.Forward != nil:
+		return forward.New(*c.Forward)
+	case c.HTTP != nil:
+		return http.New(*c.HTTP)
+	case c.Journald != nil:
+		return journald.New(*c.Journald)
 	default:
 		return file.New(file.Config{})
 	}
