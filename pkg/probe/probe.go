@@ -71,8 +71,9 @@ type Probe struct {
 	iters   map[string]*link.Iter
 	hooks   []HookStatus
 	partial bool
-	kernel  *btf.Spec // nil without BTF
-	cookies bool      // sockets are named by their cookie
+	kernel  *btf.Spec  // during Open; nil without BTF
+	types   *btf.Cache // during Open: reading the kernel's types once is most of the work
+	cookies bool       // sockets are named by their cookie
 
 	reader *ringbuf.Reader
 	record ringbuf.Record
@@ -124,6 +125,7 @@ func Open(o Options) (_ *Probe, err error) {
 	}
 	p.lost = make([]uint32, cpus)
 	p.attachRest()
+	p.kernel, p.types = nil, nil // megabytes
 	core := hookTyped
 	if p.partial {
 		core = hookClassic
@@ -139,7 +141,8 @@ func Open(o Options) (_ *Probe, err error) {
 // loadCore tries the typed program with socket storage, then by address, then
 // the classic one, and keeps why the better ones failed.
 func (p *Probe) loadCore() error {
-	kernel, err := btf.LoadKernelSpec()
+	p.types = btf.NewCache()
+	kernel, err := p.types.Kernel()
 	if err == nil && !p.opts.Classic {
 		for _, helpers := range []bool{true, false} {
 			if helpers && p.opts.NoStorage {
@@ -218,7 +221,7 @@ func (p *Probe) newSpec() (*ebpf.CollectionSpec, error) {
 func (p *Probe) load(h *Hook, spec *ebpf.CollectionSpec) error {
 	p.spec = spec.Copy()
 	prune(spec, h.Program)
-	coll, err := ebpf.NewCollection(spec)
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: p.types})
 	if err != nil {
 		return fmt.Errorf("load %s: %w", h.Program, err)
 	}
@@ -282,7 +285,7 @@ func (p *Probe) works(program string) bool {
 func (p *Probe) loadMore(h *Hook) error {
 	spec := p.spec.Copy()
 	prune(spec, h.Program)
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: p.maps})
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: p.maps, Cache: p.types})
 	if err != nil {
 		return fmt.Errorf("load %s: %w", h.Program, err)
 	}
