@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 CLANG   ?= clang-19
 STRIP   ?= llvm-strip-19
+CLANG_FORMAT ?= clang-format-19
+GOLANGCI_LINT ?= go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 VERSION ?= $(shell git describe --always --dirty 2>/dev/null)
 GOFLAGS_BUILD := -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help build generate test test-kernel bench fuzz check clean
+.PHONY: help build generate test test-kernel bench fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +43,12 @@ fuzz: ## fuzz every decoder for FUZZTIME
 	go test -fuzz FuzzParsePerfMap -fuzztime $(FUZZTIME) ./pkg/symbol
 	go test -fuzz FuzzELF -fuzztime $(FUZZTIME) ./pkg/symbol
 
+lint: ## run the linters of .golangci.yaml; fetches and builds them, a minute at first
+	$(GOLANGCI_LINT) run ./...
+
 check: generate ## what CI checks beside tests: format, vet on every target, generated files
 	@test -z "$$(gofmt -l cmd pkg)" || { gofmt -l cmd pkg; echo "run gofmt -w on these"; exit 1; }
+	$(CLANG_FORMAT) --dry-run -Werror bpf/*.h bpf/*.c
 	go vet ./...
 	GOARCH=arm64 go vet ./...
 	GOARCH=s390x go vet ./...

@@ -85,31 +85,31 @@ enum end_cause {
 };
 
 struct event {
-	__u64 time_ns;	/* CLOCK_BOOTTIME */
-	__u64 seq;	/* attempts to emit on this CPU, failed ones included */
-	__u64 socket;	/* cookie, or our own number with FLAG_OWN_ID */
-	__u64 cgroup;	/* of the socket, 0 unknown */
+	__u64 time_ns;	      /* CLOCK_BOOTTIME */
+	__u64 seq;	      /* attempts to emit on this CPU, failed ones included */
+	__u64 socket;	      /* cookie, or our own number with FLAG_OWN_ID */
+	__u64 cgroup;	      /* of the socket, 0 unknown */
 	__u64 task_start_ns;  /* of the current thread group, with FLAG_TASK */
 	__u64 owner_start_ns; /* 0 unknown */
-	__u64 bytes_sent; /* EVENT_OVERFLOW: SYNs dropped since we watch */
+	__u64 bytes_sent;     /* EVENT_OVERFLOW: SYNs dropped since we watch */
 	__u64 bytes_resent;
 	__u64 bytes_acked;
 	__u64 bytes_received;
-	__u32 lost;	/* failed attempts on this CPU so far */
-	__u32 netns;	/* inode */
+	__u32 lost;  /* failed attempts on this CPU so far */
+	__u32 netns; /* inode */
 	__u32 uid;
-	__u32 pid;	/* current thread group */
-	__u32 tid;	/* current thread */
+	__u32 pid; /* current thread group */
+	__u32 tid; /* current thread */
 	__u32 owner_pid;
 	__u32 srtt_us;
 	__u32 retransmits;
-	__u32 unread;	/* bytes, FIN included; LISTEN: queue length */
-	__u32 unsent;	/* bytes; LISTEN: queue limit */
+	__u32 unread; /* bytes, FIN included; LISTEN: queue length */
+	__u32 unsent; /* bytes; LISTEN: queue limit */
 	__s32 fd;
 	__u8 laddr[16]; /* network order; AF_INET in the first four */
 	__u8 raddr[16];
-	__u16 lport;	/* host order */
-	__u16 rport;	/* host order */
+	__u16 lport; /* host order */
+	__u16 rport; /* host order */
 	__u16 family;
 	__u16 protocol;
 	__u16 err;
@@ -120,7 +120,7 @@ struct event {
 	__u8 new_state;
 	__u8 shutdown;
 	__u8 owner_source;
-	__u8 reset;	/* EVENT_REQUEST_END, EVENT_TIME_WAIT_END: enum end_cause */
+	__u8 reset; /* EVENT_REQUEST_END, EVENT_TIME_WAIT_END: enum end_cause */
 	__u8 comm[16];
 	__u8 owner_comm[16];
 };
@@ -130,14 +130,14 @@ _Static_assert(sizeof(struct event) == 208, "struct event has a hole, or grew");
 /* A socket that was looked at on request: what the iterators of inspect.h write. */
 struct inspection {
 	struct event event;
-	__u64 inode;		/* of struct socket, as in /proc/PID/fd; 0 none */
-	__u64 last_segment_ns;	/* CLOCK_BOOTTIME of the last segment in or out, 0 unknown */
-	__u64 now_mono_ns;	/* CLOCK_MONOTONIC and jiffies when looked at */
+	__u64 inode;	       /* of struct socket, as in /proc/PID/fd; 0 none */
+	__u64 last_segment_ns; /* CLOCK_BOOTTIME of the last segment in or out, 0 unknown */
+	__u64 now_mono_ns;     /* CLOCK_MONOTONIC and jiffies when looked at */
 	__u64 now_jiffies;
-	__u32 last_received;	/* jiffies, low half; 0 no data yet */
+	__u32 last_received; /* jiffies, low half; 0 no data yet */
 	__u32 last_sent;
-	__u32 references;	/* to the open file, 0 none */
-	__u32 facts;		/* enum inspection_fact */
+	__u32 references; /* to the open file, 0 none */
+	__u32 facts;	  /* enum inspection_fact */
 };
 
 enum inspection_fact {

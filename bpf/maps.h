@@ -21,20 +21,20 @@ struct {
 
 /* What the kernel side remembers of a socket. */
 struct sock_info {
-	__u64 id;	      /* our own number; 0: the cookie serves */
+	__u64 id; /* our own number; 0: the cookie serves */
 	__u64 owner_start_ns;
-	__u64 born_ns;	      /* time of LISTEN -> SYN_RECV, not yet told */
+	__u64 born_ns; /* time of LISTEN -> SYN_RECV, not yet told */
 	__u32 owner_pid;
 	__u8 owner_source;
-	__u8 verdict;	      /* of the filter: enum verdict */
-	__u8 flags;	      /* enum info_flag */
+	__u8 verdict; /* of the filter: enum verdict */
+	__u8 flags;   /* enum info_flag */
 	__u8 _pad;
 	__u8 owner_comm[16];
 };
 
 enum info_flag {
-	INFO_SEEN = 1 << 0, /* an event was made of it */
-	INFO_HELD = 1 << 1, /* CLOSE while a descriptor was open */
+	INFO_SEEN = 1 << 0,   /* an event was made of it */
+	INFO_HELD = 1 << 1,   /* CLOSE while a descriptor was open */
 	INFO_COOKIE = 1 << 2, /* made of a SYN cookie */
 };
 

@@ -33,8 +33,9 @@ struct inspection *unused_inspection __attribute__((unused));
 
 static __always_inline bool is_birth(int old, int new)
 {
-	return old == TCP_LISTEN ? new != TCP_CLOSE && new != TCP_LISTEN
-				 : old == TCP_CLOSE && (new == TCP_SYN_SENT || new == TCP_LISTEN);
+	if (old == TCP_LISTEN)
+		return !(new == TCP_CLOSE || new == TCP_LISTEN);
+	return old == TCP_CLOSE && (new == TCP_SYN_SENT || new == TCP_LISTEN);
 }
 
 /* Begin a connection in the memory of its socket: a new epoch forgets the last one. */
@@ -127,8 +128,9 @@ static __always_inline __u32 reset_reason(__u64 reason)
 {
 #define REASON(name, ours) \
 	if (bpf_core_enum_value_exists(enum sk_rst_reason, SK_RST_REASON_##name) && \
-	    reason == bpf_core_enum_value(enum sk_rst_reason, SK_RST_REASON_##name)) \
-		return ours
+	    reason == bpf_core_enum_value(enum sk_rst_reason, SK_RST_REASON_##name)) { \
+		return ours; \
+	}
 	REASON(NO_SOCKET, RESET_NO_SOCKET);
 	REASON(TCP_ABORT_ON_DATA, RESET_ABORT_ON_DATA);
 	REASON(TCP_TIMEWAIT_SOCKET, RESET_TIME_WAIT);

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -62,8 +63,11 @@ func run() error {
 	}
 	fmt.Println("stated-vm: kernel", unix.ByteSliceToString(u.Release[:]))
 	tests, err := filepath.Glob("/tests/*.test")
-	if err != nil || len(tests) == 0 {
-		return fmt.Errorf("no tests: %v", err)
+	if err != nil {
+		return fmt.Errorf("list the tests: %w", err)
+	}
+	if len(tests) == 0 {
+		return errors.New("no tests in /tests")
 	}
 	var failed []string
 	for _, path := range tests {
