@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -94,6 +95,7 @@ type tcpstates struct {
 
 type witnessed struct {
 	socket string // the kernel's address of it
+	pid    uint32 // who was on the CPU
 	transition
 }
 
@@ -144,7 +146,12 @@ func parseTcpstates(line string) (w witnessed, ok bool) {
 	if len(f) < 12 || f[len(f)-3] != "->" {
 		return w, false
 	}
-	f, w.socket = f[len(f)-8:], f[0]
+	pid, err := strconv.ParseUint(f[1], 10, 32)
+	if err != nil {
+		return w, false
+	}
+	w.socket, w.pid = f[0], uint32(pid)
+	f = f[len(f)-8:]
 	var errs [4]error
 	w.local, errs[0] = endpoint(f[0], f[1])
 	w.peer, errs[1] = endpoint(f[2], f[3])
