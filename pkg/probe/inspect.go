@@ -23,7 +23,6 @@ import (
 // Inspector looks at the sockets that are there, on request, and costs nothing
 // in between. It is safe for one goroutine at a time.
 type Inspector struct {
-	spec    *ebpf.CollectionSpec
 	maps    map[string]*ebpf.Map // ours to close when own
 	own     bool
 	tcp     *link.Iter

@@ -196,11 +196,12 @@ func TestHalfOpen(t *testing.T) {
 		wire.send(1001, 4000, 100, 0, flagSYN) // never heard of again
 		wire.send(1002, 4000, 100, 0, flagSYN)
 		wire.synAck()
-		seq := wire.synAck()
+		wire.synAck()
 		follow(t, p, table, s.inode, func() bool { return halfOpen() == 2 })
 		wire.send(1002, 4000, 101, 0, flagRST)
 		wire.send(1003, 4000, 100, 0, flagSYN)
-		for seq = wire.synAck(); ; seq = wire.synAck() {
+		seq := wire.synAck()
+		for ; ; seq = wire.synAck() {
 			wire.send(1003, 4000, 101, seq+1, flagACK)
 			if n := must(unix.GetsockoptTCPInfo(l, unix.IPPROTO_TCP, unix.TCP_INFO)).Unacked; n > 0 {
 				break

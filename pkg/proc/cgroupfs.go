@@ -99,7 +99,7 @@ func openByID(mount string, id uint64) (string, error) {
 	}
 	defer unix.Close(m)
 	fd, err := unix.OpenByHandleAt(m, unix.NewFileHandle(fileidKernfs, binary.NativeEndian.AppendUint64(nil, id)), unix.O_PATH|unix.O_CLOEXEC)
-	if err == unix.ESTALE {
+	if errors.Is(err, unix.ESTALE) {
 		return "", nil
 	}
 	if err != nil {

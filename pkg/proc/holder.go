@@ -3,6 +3,7 @@
 package proc
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -59,7 +60,7 @@ func (r *Resolver) Holders(inodes map[uint64]struct{}) (map[uint64][]Holder, Sca
 // the first thread has exited its table is gone, but others may live on.
 func holds(d dir, pid uint32, inodes map[uint64]struct{}, found map[uint64][]Holder) bool {
 	n, err := addFDs(d, "fd", Holder{PID: pid}, inodes, found)
-	if err != nil && err != ErrGone {
+	if err != nil && !errors.Is(err, ErrGone) {
 		return false
 	}
 	if n > 0 {
