@@ -98,7 +98,7 @@ func parsePerfMap(r io.Reader) *perfMap {
 		if e, ok := parsePerfEntry(string(line)); ok {
 			m.entries = append(m.entries, e)
 		}
-		for err == bufio.ErrBufferFull {
+		for errors.Is(err, bufio.ErrBufferFull) {
 			_, err = br.ReadSlice('\n')
 		}
 		if err != nil {

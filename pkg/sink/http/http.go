@@ -6,6 +6,7 @@ package http
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -199,7 +200,7 @@ func (s *Sink) Send(ctx context.Context, batch []sink.Record) error {
 		if err == nil {
 			err = s.form.judge(answer, len(s.sent))
 		}
-		if r, ok := err.(*sink.Rejected); ok {
+		if r := (*sink.Rejected)(nil); errors.As(err, &r) {
 			for _, i := range r.Indexes {
 				rejected.Indexes = append(rejected.Indexes, s.sent[i])
 			}

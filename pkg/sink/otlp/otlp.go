@@ -9,6 +9,7 @@ package otlp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 
@@ -74,7 +75,7 @@ func (s *Sink) Send(ctx context.Context, batch []sink.Record) error {
 	rejected := sink.Rejected{Indexes: broken, Err: why}
 	if n := len(batch) - len(broken); n > 0 {
 		answer, err := s.client.export(ctx, request, n)
-		if r, ok := err.(*sink.Rejected); ok { // the only one that was sent
+		if r := (*sink.Rejected)(nil); errors.As(err, &r) { // the only one that was sent
 			rejected.Indexes, rejected.Err = all(len(batch)), r.Err
 		} else if err != nil {
 			return fmt.Errorf("otlp: %w", err)

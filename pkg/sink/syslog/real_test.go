@@ -20,14 +20,13 @@ import (
 
 // daemon is a real collector with its output in a file.
 type daemon struct {
-	t       *testing.T
-	root    string // where .ci/collectors unpacked it
-	dir     string // its own
-	out     string // what it stored
-	address string
-	argv    []string
-	cmd     *exec.Cmd
-	said    bytes.Buffer
+	t    *testing.T
+	root string // where .ci/collectors unpacked it
+	dir  string // its own
+	out  string // what it stored
+	argv []string
+	cmd  *exec.Cmd
+	said bytes.Buffer
 }
 
 func collectors(t *testing.T) string {
