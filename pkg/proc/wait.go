@@ -42,77 +42,95 @@ type Wait struct {
 	Detail string // for WaitUnknown: why
 }
 
-// What of the process's memory is looked at.
+// How much is looked at.
 const (
 	maxPollFDs = 1 << 16
 	maxThreads = 1 << 14
+	maxSet     = 64 << 20 // bytes of fdinfo, about 80 for each member
 )
 
-// search is one question and the best answer so far.
-type search struct {
-	r       *Resolver
-	d       dir
-	fd      int
-	ino     uint64
-	sets    map[int]uint32 // epoll descriptors that have the socket, with events
-	uring   bool
-	best    Wait
-	unknown string
+// Waiters is what one look at all threads of a process gave, for any number of
+// its sockets. Safe for concurrent use.
+type Waiters struct {
+	best    map[uint64]Wait // by inode of the socket
+	sockets map[int]uint64  // inode by descriptor
+	unknown string          // why WaitNone cannot be said
 }
 
-// Waits says whether a thread of the process waits on its descriptor fd, which
-// must be a socket. It reads /proc/PID/task/TID/syscall (CAP_SYS_PTRACE; fs/proc/base.c,
-// proc_pid_syscall), the process's memory for poll and select, and fdinfo of
-// epoll sets (fs/eventpoll.c, ep_show_fdinfo). Requests in an io_uring are not shown by the kernel:
-// where the process has a ring, WaitUnknown stands for WaitNone.
-func (r *Resolver) Waits(pid uint32, fd int) (Wait, error) {
-	d, err := r.procDir(pid)
-	if err != nil {
-		return Wait{}, fmt.Errorf("look who waits in process %d: %w", pid, err)
+// On says whether a thread waits on a descriptor, which must be a socket.
+func (w *Waiters) On(fd int) (Wait, error) {
+	ino := w.sockets[fd]
+	if ino == 0 {
+		return Wait{}, fmt.Errorf("look who waits on descriptor %d: it is no socket, or may not be read", fd)
 	}
-	defer d.close()
-	s := search{r: r, d: d, fd: fd, sets: make(map[int]uint32)}
-	if s.ino = d.socket("fd/" + strconv.Itoa(fd)); s.ino == 0 {
-		return Wait{}, fmt.Errorf("look who waits in process %d: descriptor %d is no socket, or may not be read", pid, fd)
+	if best, ok := w.best[ino]; ok {
+		return best, nil
 	}
-	if s.foreign() {
-		return Wait{Detail: "the program is of another architecture or word size: its system calls are numbered differently"}, nil
-	}
-	s.findSets()
-	if len(s.sets) > 0 {
-		s.best = Wait{Kind: WaitWatched}
-		for _, events := range s.sets {
-			s.best.Events |= events
-		}
-	}
-	threads := 0
-	err = d.each("task", func(tid string) bool {
-		if threads++; threads > maxThreads {
-			s.unknown = "too many threads"
-			return false
-		}
-		s.thread(tid)
-		return s.best.Kind != WaitCall
-	})
-	if err != nil {
-		return Wait{}, fmt.Errorf("look who waits in process %d: %w", pid, err)
-	}
-	switch {
-	case s.best.Kind != WaitUnknown:
-		return s.best, nil
-	case s.unknown != "":
-		return Wait{Detail: s.unknown}, nil
-	case s.uring:
-		return Wait{Detail: "it has an io_uring, whose requests the kernel does not show"}, nil
+	if w.unknown != "" {
+		return Wait{Detail: w.unknown}, nil
 	}
 	return Wait{Kind: WaitNone}, nil
 }
 
+func (w *Waiters) offer(ino uint64, wait Wait) {
+	old := w.best[ino]
+	if wait.Kind < old.Kind || ino == 0 {
+		return
+	}
+	if wait.Kind == old.Kind {
+		old.Events |= wait.Events
+		wait = old
+	}
+	w.best[ino] = wait
+}
+
+// Waits says whether a thread of the process waits on its descriptor fd, which
+// must be a socket. For many sockets of one process ask Waiters once.
+func (r *Resolver) Waits(pid uint32, fd int) (Wait, error) {
+	w, err := r.Waiters(pid)
+	if err != nil {
+		return Wait{}, err
+	}
+	return w.On(fd)
+}
+
+// Waiters looks what the threads of a process wait for. It reads /proc/PID/task/TID/syscall
+// (CAP_SYS_PTRACE; fs/proc/base.c, proc_pid_syscall), the process's memory for
+// poll and select, and fdinfo of epoll sets (fs/eventpoll.c, ep_show_fdinfo).
+// Requests in an io_uring are not shown by the kernel: where the process has a
+// ring, WaitUnknown stands for WaitNone.
+func (r *Resolver) Waiters(pid uint32) (*Waiters, error) {
+	d, err := r.procDir(pid)
+	if err != nil {
+		return nil, fmt.Errorf("look who waits in process %d: %w", pid, err)
+	}
+	defer d.close()
+	w := &Waiters{best: make(map[uint64]Wait), sockets: make(map[int]uint64)}
+	l := look{w: w, d: d, sets: make(map[int]map[uint64]uint32), nested: make(map[int]map[int]bool)}
+	if err := l.descriptors(); err != nil {
+		return nil, fmt.Errorf("look who waits in process %d: %w", pid, err)
+	}
+	if l.foreign() {
+		w.unknown = "the program is of another architecture or word size: its system calls are numbered differently"
+	} else if err := l.threads(); err != nil {
+		return nil, fmt.Errorf("look who waits in process %d: %w", pid, err)
+	}
+	return w, nil
+}
+
+// look is one look in progress.
+type look struct {
+	w      *Waiters
+	d      dir
+	sets   map[int]map[uint64]uint32 // epoll descriptor -> sockets in it, with events
+	nested map[int]map[int]bool      // epoll descriptor -> those that it is in
+}
+
 // foreign reports whether the program is not one of our own ABI. Where it cannot
 // be read, it is taken for ours.
-func (s *search) foreign() bool {
-	b, _, err := s.d.file("exe", 20)
-	if err != nil || len(b) < 20 {
+func (l *look) foreign() bool {
+	b, _, _ := l.d.file("exe", 20)
+	if len(b) < 20 {
 		return false
 	}
 	data := elf.ELFDATA2LSB
@@ -122,77 +140,110 @@ func (s *search) foreign() bool {
 	return elf.Class(b[elf.EI_CLASS]) != elf.ELFCLASS64 || elf.Data(b[elf.EI_DATA]) != data || elf.Machine(binary.NativeEndian.Uint16(b[18:])) != machine
 }
 
-// findSets finds the epoll sets that the socket is in, also by way of a set in a set.
-func (s *search) findSets() {
-	inner := make(map[int]map[int]uint32) // set -> sets it is in
-	s.d.each("fd", func(name string) bool {
+// descriptors finds the sockets, and the epoll sets that they are in.
+func (l *look) descriptors() error {
+	var epolls []int
+	err := l.d.each("fd", func(name string) bool {
 		fd, err := strconv.Atoi(name)
 		if err != nil {
 			return true
 		}
 		var buf [64]byte
-		n, _ := unix.Readlinkat(s.d.fd, "fd/"+name, buf[:])
-		switch string(buf[:max(n, 0)]) {
+		n, _ := unix.Readlinkat(l.d.fd, "fd/"+name, buf[:])
+		switch link := string(buf[:max(n, 0)]); link {
 		case "anon_inode:[io_uring]":
-			s.uring = true
+			l.w.unknown = "it has an io_uring, whose requests the kernel does not show"
 		case "anon_inode:[eventpoll]":
-			info, more, err := s.d.file("fdinfo/"+name, 16<<20)
-			if err != nil || more {
-				s.unknown = "an epoll set could not be read"
-				return true
+			epolls = append(epolls, fd)
+		default:
+			if ino := inode(link, "socket:["); ino != 0 {
+				l.w.sockets[fd] = ino
 			}
-			s.readSet(fd, string(info), inner)
 		}
 		return true
 	})
+	for _, fd := range epolls {
+		info, more, err := l.d.file("fdinfo/"+strconv.Itoa(fd), maxSet)
+		if err != nil || more {
+			l.w.unknown = "an epoll set could not be read"
+			continue
+		}
+		l.readSet(fd, string(info))
+	}
 	for range 4 { // EP_MAX_NESTS
-		for set, outers := range inner {
-			if events, ok := s.sets[set]; ok {
-				for outer := range outers {
-					s.sets[outer] |= events
-				}
+		for set, outers := range l.nested {
+			for outer := range outers {
+				l.add(outer, l.sets[set])
 			}
 		}
+	}
+	for _, members := range l.sets {
+		for ino, events := range members {
+			l.w.offer(ino, Wait{Kind: WaitWatched, Events: events})
+		}
+	}
+	return err
+}
+
+func (l *look) add(set int, members map[uint64]uint32) {
+	if l.sets[set] == nil {
+		l.sets[set] = make(map[uint64]uint32)
+	}
+	for ino, events := range members {
+		l.sets[set][ino] |= events
 	}
 }
 
 // readSet reads "tfd: 3 events: 19 data: 3 pos:0 ino:95871 sdev:9" lines. The
 // number is the one it was added under and may be another file's by now: a
 // socket is known by its inode, which is hexadecimal here.
-func (s *search) readSet(set int, info string, inner map[int]map[int]uint32) {
+func (l *look) readSet(set int, info string) {
+	members := make(map[uint64]uint32)
 	for line := range strings.Lines(info) {
 		f := strings.Fields(line)
 		if len(f) < 4 || f[0] != "tfd:" || f[2] != "events:" {
 			continue
 		}
 		events, _ := strconv.ParseUint(f[3], 16, 32)
-		tfd, _ := strconv.Atoi(f[1])
-		ino, known := uint64(0), false
-		for _, w := range f[4:] {
-			if v, ok := strings.CutPrefix(w, "ino:"); ok {
-				ino, _ = strconv.ParseUint(v, 16, 64)
-				known = true
-			}
-		}
-		if known && ino == s.ino || !known && tfd == s.fd { // ino since 4.13
-			s.sets[set] |= uint32(events)
+		tfd, err := strconv.Atoi(f[1])
+		if err != nil {
 			continue
 		}
-		if inner[tfd] == nil {
-			inner[tfd] = make(map[int]uint32)
+		ino := l.w.sockets[tfd]
+		for _, word := range f[4:] {
+			if v, ok := strings.CutPrefix(word, "ino:"); ok { // since 4.13
+				ino, _ = strconv.ParseUint(v, 16, 64)
+			}
 		}
-		inner[tfd][set] = uint32(events)
+		members[ino] |= uint32(events)
+		if l.nested[tfd] == nil {
+			l.nested[tfd] = make(map[int]bool)
+		}
+		l.nested[tfd][set] = true
 	}
+	l.add(set, members)
+}
+
+func (l *look) threads() error {
+	n := 0
+	return l.d.each("task", func(tid string) bool {
+		if n++; n > maxThreads {
+			l.w.unknown = "too many threads"
+			return false
+		}
+		l.thread(tid)
+		return true
+	})
 }
 
 // thread looks at what one thread does.
-func (s *search) thread(tid string) {
-	b, _, err := s.d.file("task/"+tid+"/syscall", 512)
+func (l *look) thread(tid string) {
+	b, _, err := l.d.file("task/"+tid+"/syscall", 512)
 	if errors.Is(err, ErrGone) {
 		return
 	}
 	if err != nil {
-		s.unknown = "the system calls of its threads may not be read (CAP_SYS_PTRACE)"
+		l.w.unknown = "the system calls of its threads may not be read (CAP_SYS_PTRACE)"
 		return
 	}
 	f := strings.Fields(string(b))
@@ -200,96 +251,76 @@ func (s *search) thread(tid string) {
 		return // "running", or stopped outside of a system call
 	}
 	nr, err := strconv.ParseInt(f[0], 10, 64)
-	if err != nil {
+	c, ok := waitCalls[nr]
+	if err != nil || !ok {
 		return
 	}
 	var args [6]uint64
 	for i := range args {
 		args[i], _ = strconv.ParseUint(f[i+1], 0, 64)
 	}
-	if w := s.call(nr, args); w.Kind > s.best.Kind {
-		id, _ := strconv.ParseUint(tid, 10, 32)
-		w.TID = uint32(id)
-		s.best = w
-	}
-}
-
-// call says whether a system call waits on the socket.
-func (s *search) call(nr int64, args [6]uint64) Wait {
-	c, ok := waitCalls[nr]
-	if !ok {
-		return Wait{}
-	}
+	id, _ := strconv.ParseUint(tid, 10, 32)
+	wait := Wait{Kind: WaitPoll, TID: uint32(id), Call: c.name}
 	switch c.how {
 	case onFD:
-		if s.same(int(int32(args[0]))) {
-			return Wait{Kind: WaitCall, Call: c.name}
-		}
+		wait.Kind = WaitCall
+		l.w.offer(l.w.sockets[int(int32(args[0]))], wait)
 	case onEpoll:
-		if events, ok := s.sets[int(int32(args[0]))]; ok {
-			return Wait{Kind: WaitPoll, Call: c.name, Events: events}
+		for ino, events := range l.sets[int(int32(args[0]))] {
+			wait.Events = events
+			l.w.offer(ino, wait)
 		}
 	case onPoll:
-		return s.polled(c.name, args[0], args[1])
+		l.polled(wait, args[0], args[1])
 	case onSelect:
-		return s.selected(c.name, args)
+		l.selected(wait, args)
 	}
-	return Wait{}
 }
 
-// same reports whether fd is the socket, be it under another number (dup).
-func (s *search) same(fd int) bool {
-	return fd == s.fd || fd >= 0 && s.d.socket("fd/"+strconv.Itoa(fd)) == s.ino
-}
-
-func (s *search) polled(name string, addr, n uint64) Wait {
+// polled reads an array of struct pollfd: int fd, short events, short revents.
+func (l *look) polled(wait Wait, addr, n uint64) {
 	if n > maxPollFDs {
-		s.unknown = "a thread polls too many descriptors"
-		return Wait{}
+		l.w.unknown = "a thread polls too many descriptors"
+		return
 	}
-	b, ok := s.memory(addr, int(n)*8) // struct pollfd: int fd, short events, revents
-	if !ok {
-		return Wait{}
+	for b := l.memory(addr, int(n)*8); len(b) >= 8; b = b[8:] {
+		wait.Events = uint32(binary.NativeEndian.Uint16(b[4:]))
+		l.w.offer(l.w.sockets[int(int32(binary.NativeEndian.Uint32(b)))], wait)
 	}
-	for ; len(b) >= 8; b = b[8:] {
-		if s.same(int(int32(binary.NativeEndian.Uint32(b)))) {
-			return Wait{Kind: WaitPoll, Call: name, Events: uint32(binary.NativeEndian.Uint16(b[4:]))}
-		}
-	}
-	return Wait{}
 }
 
 // selected reads the three sets; the kernel writes them only when it returns
 // (fs/select.c, core_sys_select).
-func (s *search) selected(name string, args [6]uint64) Wait {
-	w := Wait{Kind: WaitPoll, Call: name}
+func (l *look) selected(wait Wait, args [6]uint64) {
+	words := int(min(args[0], maxPollFDs)+63) / 64
 	for i, events := range []uint32{unix.POLLIN, unix.POLLOUT, unix.POLLPRI} {
-		if args[1+i] == 0 || uint64(s.fd) >= args[0] {
+		if args[1+i] == 0 {
 			continue
 		}
-		b, ok := s.memory(args[1+i]+uint64(s.fd/64*8), 8)
-		if ok && binary.NativeEndian.Uint64(b)&(1<<(s.fd%64)) != 0 {
-			w.Events |= events
+		b := l.memory(args[1+i], words*8)
+		wait.Events = events
+		for fd := 0; fd/64*8 < len(b) && uint64(fd) < args[0]; fd++ {
+			if binary.NativeEndian.Uint64(b[fd/64*8:])&(1<<(fd%64)) != 0 {
+				l.w.offer(l.w.sockets[fd], wait)
+			}
 		}
 	}
-	if w.Events == 0 {
-		return Wait{}
-	}
-	return w
 }
 
-func (s *search) memory(addr uint64, n int) ([]byte, bool) {
+// memory reads n bytes of the process's memory, or none.
+func (l *look) memory(addr uint64, n int) []byte {
 	b := make([]byte, n)
-	fd, err := unix.Openat(s.d.fd, "mem", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(l.d.fd, "mem", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
 		f := os.NewFile(uintptr(fd), "mem")
 		defer f.Close()
 		_, err = io.ReadFull(io.NewSectionReader(f, int64(addr), int64(n)), b)
 	}
 	if err != nil {
-		s.unknown = "what its threads poll for may not be read (CAP_SYS_PTRACE)"
+		l.w.unknown = "what its threads poll for may not be read (CAP_SYS_PTRACE)"
+		return nil
 	}
-	return b, err == nil
+	return b
 }
 
 type waitHow uint8

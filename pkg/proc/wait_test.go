@@ -66,3 +66,12 @@ func TestWaits(t *testing.T) {
 		t.Errorf("no socket: %+v", w)
 	}
 }
+
+func BenchmarkWaiters(b *testing.B) {
+	r := New(Options{})
+	for b.Loop() {
+		if _, err := r.Waiters(uint32(os.Getpid())); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
