@@ -16,10 +16,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stated-tcp/stated/pkg/agent"
+	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/filter"
+	"github.com/stated-tcp/stated/pkg/leak"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 	"github.com/stated-tcp/stated/pkg/metrics"
 	"github.com/stated-tcp/stated/pkg/probe"
+	"github.com/stated-tcp/stated/pkg/proc"
+	"github.com/stated-tcp/stated/pkg/render"
 )
 
 type agentFlags struct {
@@ -116,17 +120,29 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 	} else if stopServing != nil {
 		defer stopServing()
 	}
-	loop := &agent.Loop{Source: p, Table: table, Consumer: d.Stream, Now: probe.Now}
+	loop := &agent.Loop{Source: p, Table: table, Consumer: d.Stream, Now: probe.Now,
+		Snapshot: p.Snapshot, SnapshotEvery: snapshotEvery}
+	var missing []string
 	for _, h := range p.Hooks() {
 		if h.Err != nil {
-			log.Warn("a hook of the kernel is missing (see 'stated check')", "hook", h.Name, "without", h.Without, "why", firstLine(h.Err))
+			missing = append(missing, h.Name)
 		}
 	}
-	go func() {
-		if err := p.Snapshot(); err != nil {
-			log.Warn("not all sockets that were there before could be listed", "why", firstLine(err))
+	if len(missing) > 0 {
+		log.Warn("some hooks of the kernel cannot be used: 'stated check' says why and what is lost", "hooks", strings.Join(missing, ", "))
+	}
+	if cfg.Leaks.Every > 0 {
+		inspector, err := p.Inspector()
+		if err != nil {
+			log.Warn("leaks cannot be looked for", "why", firstLine(err))
+		} else {
+			defer inspector.Close()
+			d.LookForLeaks(&agent.Leaks{
+				Inspector: inspector, Rules: leak.Rules{MinAge: int64(cfg.Leaks.MinAge), States: leak.DefaultStates},
+				By: leak.ByProcess, Filter: want, Now: probe.Now, Table: table, Every: cfg.Leaks.Every,
+			}, describe())
 		}
-	}()
+	}
 	go d.Watch(ctx)
 	go func() {
 		for {
@@ -140,10 +156,23 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 	}()
 	log.Info("watching", "sinks", len(cfg.Sinks), "spool", cfg.Spool.Dir, "run", host.RunID)
 	err = d.Run(ctx, loop)
+	if snapshotErr := loop.SnapshotErr(); snapshotErr != nil {
+		log.Warn("not all sockets that were there before could be listed", "why", firstLine(snapshotErr))
+	}
 	if kernel, statsErr := p.Stats(); statsErr == nil {
 		log.Info("stopped", "events", kernel.Attempts, "lost", kernel.Lost)
 	}
 	return err
+}
+
+// describe looks up what a leak's record says of a process; not its command
+// line, which may have secrets.
+func describe() func(event.Task) render.Process {
+	p := &processes{resolver: proc.New(proc.Options{})}
+	return func(t event.Task) render.Process {
+		p.forget()
+		return p.withDescriptors(t)
+	}
 }
 
 // serve counts, and answers on cfg.Listen; where that is empty it does neither.

@@ -29,6 +29,7 @@ import (
 // space is a network namespace with traffic on its loopback.
 type space struct {
 	inode uint64
+	tid   int         // of the thread in it
 	quiet atomic.Bool // no traffic
 	stop  chan struct{}
 	done  chan error
@@ -59,6 +60,24 @@ func newSpace(t *testing.T) *space {
 	return s
 }
 
+// name gives the namespace a name, as ip-netns(8) does: namespaces of single
+// threads are not looked into.
+func (s *space) name(t *testing.T) {
+	t.Helper()
+	path := fmt.Sprintf("/run/netns/stated-test-%d", s.tid)
+	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(path) })
+	if err := unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", s.tid), path, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(path, unix.MNT_DETACH) })
+}
+
 func (s *space) enter() error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("make a network namespace: %w", err)
@@ -67,7 +86,7 @@ func (s *space) enter() error {
 	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
 		return err
 	}
-	s.inode = st.Ino
+	s.inode, s.tid = st.Ino, unix.Gettid()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -89,6 +108,17 @@ func (s *space) traffic() error {
 		return err
 	}
 	defer l.Close()
+	// the leak: one end is closed, the other is not
+	c, err := net.DialTCP("tcp4", nil, l.Addr().(*net.TCPAddr))
+	if err != nil {
+		return err
+	}
+	leaked, err := l.Accept()
+	if err != nil {
+		return err
+	}
+	defer leaked.Close()
+	c.Close()
 	for {
 		select {
 		case <-s.stop:
@@ -360,6 +390,43 @@ sinks:
 				t.Fatalf("%s has %s %d times, the spool %d times", name, uid, n, kept[uid])
 			}
 		}
+	}
+}
+
+// TestAgentLeaks: a leak becomes a record, once while it does not change.
+func TestAgentLeaks(t *testing.T) {
+	requireRoot(t)
+	load := newSpace(t)
+	load.name(t)
+	dir := t.TempDir()
+	writeConfig(t, dir+"/stated.yaml", fmt.Sprintf(`
+filter: {netns: "%d"}
+leaks: {every: 1s, min_age: 1ms}
+spool: {dir: %s/spool}
+sinks:
+  - {name: leaks, records: [tcp.leak], file: {path: %s/leaks}}
+  - {name: others, file: {path: %s/others}}
+`, load.inode, dir, dir, dir))
+	d := startDaemon(t, dir+"/stated.yaml")
+	waitFor(t, "the leak", func() bool { return lineCount(dir+"/leaks") > 0 })
+	load.quiet.Store(true)
+	text, err := os.ReadFile(dir + "/leaks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	recordsOf(t, text, func(r map[string]any) {
+		if r["event.name"] != "tcp.leak" || r["process.pid"] == nil {
+			t.Errorf("%v", r)
+		}
+		found = found || r["process.pid"] == float64(os.Getpid()) && r["network.connection.state"] == "close_wait"
+	})
+	if !found {
+		t.Errorf("not ours: %s", text)
+	}
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	if err := d.end(); err != nil {
+		t.Fatal(err)
 	}
 }
 

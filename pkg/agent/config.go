@@ -26,6 +26,7 @@ type Config struct {
 	Listen         string        `yaml:"listen"`
 	Drain          time.Duration `yaml:"drain"`
 	Filter         FilterConfig  `yaml:"filter"`
+	Leaks          LeaksConfig   `yaml:"leaks"`
 	Spool          SpoolConfig   `yaml:"spool"`
 	Sinks          []SinkConfig  `yaml:"sinks"`
 }
@@ -42,6 +43,12 @@ type FilterConfig struct {
 	States      string        `yaml:"states"`
 	Netns       string        `yaml:"netns"`
 	MinDuration time.Duration `yaml:"min_duration"`
+}
+
+// LeaksConfig says how to look for sockets that their process does not close.
+type LeaksConfig struct {
+	Every  time.Duration `yaml:"every"`
+	MinAge time.Duration `yaml:"min_age"`
 }
 
 // SpoolConfig says where records wait, and what happens when they are many.
@@ -79,6 +86,7 @@ type SampleConfig struct {
 func DefaultConfig() *Config {
 	return &Config{
 		MaxConnections: 1 << 18, RingBytes: 8 << 20, Drain: 10 * time.Second,
+		Leaks: LeaksConfig{Every: time.Minute, MinAge: time.Minute},
 		Spool: SpoolConfig{Dir: "/var/lib/stated/spool", SegmentBytes: 16 << 20, MaxBytes: 1 << 30, KeepBytes: 64 << 20,
 			Sync: "1s", OnFull: "drop_oldest"},
 	}
@@ -191,6 +199,9 @@ func (c *Config) check() error {
 	}
 	if c.Drain < 0 {
 		add("drain: %v: not below zero", c.Drain)
+	}
+	if c.Leaks.Every != 0 && c.Leaks.Every < time.Second || c.Leaks.MinAge < 0 {
+		add("leaks: every: %v: at least 1s, or 0 for never; min_age: %v: not below zero", c.Leaks.Every, c.Leaks.MinAge)
 	}
 	if _, err := c.Spool.syncEvery(); err != nil {
 		errs = append(errs, err)

@@ -43,7 +43,7 @@ func TestExampleConfig(t *testing.T) {
 	}
 	for _, c := range []*Config{shipped, full} {
 		c := *c
-		c.Sinks, c.Filter = nil, FilterConfig{}
+		c.Sinks, c.Filter = nil, FilterConfig{} // those are examples
 		if want := DefaultConfig(); !reflect.DeepEqual(&c, want) {
 			t.Errorf("the example says %+v, the defaults are %+v", c, want)
 		}

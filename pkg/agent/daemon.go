@@ -96,6 +96,7 @@ func (c *Config) choice(want *filter.Filter) *choice {
 		records := newSelector(&c.Sinks[i]).records
 		out.changes = out.changes || slices.Contains(records, "tcp.state_change")
 		out.conns = out.conns || slices.Contains(records, "tcp.connection")
+		out.leaks = out.leaks || slices.Contains(records, "tcp.leak")
 	}
 	return out
 }

@@ -18,6 +18,7 @@ type choice struct {
 	filter  *filter.Filter
 	changes bool // some sink wants tcp.state_change
 	conns   bool // some sink wants tcp.connection
+	leaks   bool // some sink wants tcp.leak
 }
 
 // Stream is the Consumer that makes a record of each change of state and of
@@ -27,6 +28,8 @@ type Stream struct {
 	Also lifecycle.Observer
 	// OnIdle is called between events, in the loop's goroutine; may be nil.
 	OnIdle func()
+
+	findings *findings // may be nil
 
 	out     *render.Writer
 	choice  atomic.Pointer[choice]
@@ -47,6 +50,12 @@ func newStream(w io.Writer, host render.Host, c *choice) *Stream {
 func (s *Stream) apply() *choice {
 	c := s.choice.Load()
 	s.changes.Filter, s.conns.Filter, s.changes.Existing = c.filter, c.filter, c.changes
+	if !c.changes {
+		s.changes.held = nil // nobody will tell when they end
+	}
+	if s.findings != nil {
+		s.findings.leaks.Filter = c.filter
+	}
 	return c
 }
 
@@ -79,10 +88,15 @@ func (s *Stream) Finished(c *lifecycle.Conn) {
 
 // Idle implements Consumer.
 func (s *Stream) Idle() error {
-	s.apply()
+	choice := s.apply()
 	s.beat.Store(time.Now().UnixNano())
 	if s.OnIdle != nil {
 		s.OnIdle()
+	}
+	if choice.leaks && s.findings != nil {
+		if err := s.findings.leaks.Idle(); err != nil {
+			return err
+		}
 	}
 	return s.out.Flush()
 }

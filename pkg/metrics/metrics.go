@@ -147,9 +147,12 @@ var (
 	transitions  = counter("tcp_state_transitions_total", "Changes of state.", "from", "to")
 	oldestAge    = gauge("tcp_state_oldest_age_seconds", "Age of the oldest socket in a state, at least.", "state", "executable")
 	stateSockets = gauge("tcp_state_sockets", "Sockets in a state.", "state", "executable")
-	tracked      = gauge("tracked_sockets", "Sockets in the table: open, or ended with a descriptor that is still open.")
+	tracked      = gauge("tracked_sockets", "Sockets in the table: open, ended with a descriptor that is still open, or lingering.")
 	trackedLimit = gauge("tracked_sockets_limit", "Sockets that the table has room for.")
 	evicted      = counter("tracked_sockets_evicted_total", "Connections given up because the table was full.")
+	lingering    = gauge("tcp_lingering_sockets", "Connections that ended and whose TIME_WAIT or FIN_WAIT2 goes on without a process.")
+	overflows    = counter("tcp_accept_overflows_total", "SYNs dropped because an accept queue was full, where the kernel tells.")
+	repaired     = counter("tcp_connections_repaired_total", "Connections whose loss of events a snapshot made good.")
 	gaps         = counter("tcp_connections_with_gap_total", "Connections of which an event was missing.")
 	events       = counter("events_total", "Events that the kernel side made.")
 	lost         = counter("events_lost_total", "Events lost by the ring buffer, and records lost before or in the spool.", "stage")
@@ -223,7 +226,10 @@ func (v *view) collect(send func(desc, float64, ...string)) {
 			}
 		}
 	}
-	send(tracked, float64(v.stats.Open+v.stats.Held))
+	send(tracked, float64(v.stats.Open+v.stats.Held+v.stats.Lingering))
+	send(lingering, float64(v.stats.Lingering))
+	send(overflows, float64(v.stats.Overflows))
+	send(repaired, float64(v.stats.Repaired))
 	send(evicted, float64(v.stats.Evicted))
 	send(gaps, float64(v.stats.Gaps))
 }
