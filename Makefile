@@ -38,6 +38,12 @@ fuzz: ## fuzz every decoder for FUZZTIME
 	go test -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./pkg/probe
 	go test -fuzz FuzzEscape -fuzztime $(FUZZTIME) ./pkg/render
 	go test -fuzz FuzzTable -fuzztime $(FUZZTIME) ./pkg/lifecycle
+	go test -fuzz FuzzScan -fuzztime $(FUZZTIME) ./pkg/sink/flat
+	go test -fuzz FuzzMessage -fuzztime $(FUZZTIME) ./pkg/sink/syslog
+	go test -fuzz FuzzAnswer -fuzztime $(FUZZTIME) ./pkg/sink/syslog
+	go test -fuzz FuzzEncode -fuzztime $(FUZZTIME) ./pkg/sink/otlp
+	go test -fuzz FuzzEntry -fuzztime $(FUZZTIME) ./pkg/sink/forward
+	go test -fuzz FuzzAnswer -fuzztime $(FUZZTIME) ./pkg/sink/forward
 	go test -fuzz FuzzParseCgroup -fuzztime $(FUZZTIME) ./pkg/proc
 	go test -fuzz FuzzParseMaps -fuzztime $(FUZZTIME) ./pkg/symbol
 	go test -fuzz FuzzParsePerfMap -fuzztime $(FUZZTIME) ./pkg/symbol
