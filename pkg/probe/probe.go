@@ -58,6 +58,7 @@ type Stats struct {
 	StorageFailed uint64 // sockets, or followed processes, for which there was no memory
 	Requests      uint64 // SYNs that were queued (half-open connections), where the kernel lets us see them
 	Untold        uint64 // of those, without an event of their own: too many came at once
+	Skipped       uint64 // runs of our programs that the kernel skipped as they ran on that CPU already, since 5.12
 }
 
 // Probe is the kernel side at work. Read belongs to one goroutine; Snapshot,
@@ -334,6 +335,12 @@ func (p *Probe) Stats() (s Stats, err error) {
 		s.StorageFailed += c.StorageFailed
 		s.Requests += c.Requests
 		s.Untold += c.Untold
+	}
+	for _, prog := range p.progs {
+		// bpf_prog_inc_misses_counter; kernels that do not tell it say 0
+		if stats, err := prog.Stats(); err == nil {
+			s.Skipped += stats.RecursionMisses
+		}
 	}
 	return s, nil
 }
