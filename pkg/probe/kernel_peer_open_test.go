@@ -132,7 +132,7 @@ var scriptedOpens = []scripted{
 		ends: []string{"client reset_by_peer peer by connect"},
 	},
 	{
-		name: "RST to a half-open connection tells nothing",
+		name: "RST to a half-open connection",
 		run: func(s *script) {
 			s.serve(8)
 			c := s.client()
@@ -143,9 +143,10 @@ var scriptedOpens = []scripted{
 		},
 		want: []string{listener},
 		ends: []string{listenerEnd},
+		half: []string{"server handshake_reset peer"},
 	},
 	{
-		name: "half-open connection that expires tells nothing",
+		name: "half-open connection that expires",
 		run: func(s *script) {
 			s.sysctl("tcp_synack_retries", 1)
 			s.serve(8)
@@ -159,6 +160,7 @@ var scriptedOpens = []scripted{
 		},
 		want: []string{listener},
 		ends: []string{listenerEnd},
+		half: []string{"server handshake_expired unknown"},
 	},
 	{
 		name: "third ACK carries FIN",
@@ -278,9 +280,11 @@ var scriptedOpens = []scripted{
 			for _, c := range queued {
 				c.Expect(peer.RST | peer.ACK)
 			}
+			s.none(event.StateSynRecv) // its timer finds that there is no listener
 		},
 		want: []string{listener, server + toClose, server + toClose, server + toClose},
 		ends: []string{listenerEnd, neverAccepted, neverAccepted, neverAccepted},
+		half: []string{"server handshake_failed local"},
 	},
 	{
 		name: "accept queue full, tcp_abort_on_overflow",
@@ -295,6 +299,7 @@ var scriptedOpens = []scripted{
 		},
 		want: []string{listener, server + toClose, server + toClose, server + toClose},
 		ends: []string{listenerEnd, neverAccepted, neverAccepted, neverAccepted},
+		half: []string{"server handshake_overflow local"},
 	},
 }
 

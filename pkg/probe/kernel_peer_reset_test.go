@@ -190,7 +190,8 @@ var scriptedResets = []scripted{
 	{
 		name: "TCP_USER_TIMEOUT in ESTABLISHED",
 		run: func(s *script) {
-			fd, c := s.connected(option(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 300))
+			fd, c := s.connected()
+			option(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 300)(fd)
 			must(unix.Write(fd, []byte("data")))
 			c.Expect(peer.PSH | peer.ACK)
 			wait(fd, event.StateClose)

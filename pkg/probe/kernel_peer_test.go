@@ -27,6 +27,11 @@ type scripted struct {
 	want []string // transitions: a line for each connection, any order
 	ends []string // role, outcome, who closed first, what is left, how the owner is known
 
+	// half-open connections that came to nothing, as ends without the owner; only
+	// trampolines tell of them
+	half []string
+
+	grows    bool // FIN_WAIT2 becomes TIME_WAIT, maybe before the connection is told where that is seen
 	anyOwner bool // it depends on time how the owner is known: ends do not have it
 }
 
@@ -240,63 +245,123 @@ func TestScripted(t *testing.T) {
 	scenarios := slices.Concat(scriptedOpens, scriptedResets, scriptedCloses)
 	for _, tier := range tiers {
 		t.Run(tier.name, func(t *testing.T) {
+			// both ways, with trampolines and without, by cookie and by address
+			tier.opts.NoTrampolines = tier.opts.NoStorage
 			p := openTier(t, tier.opts)
 			n := len(scenarios)
 			st := &stage{spaces: make(map[uint32][]int), events: make([][]event.Event, n), failed: make([]any, n)}
-			var all sync.WaitGroup
-			for i := range scenarios {
-				all.Go(func() { st.play(t, i, &scenarios[i]) })
-			}
-			done := make(chan struct{})
-			go func() { all.Wait(); close(done) }()
-			st.gather(t, p, done)
+			st.run(t, p, scenarios)
 			for i, sc := range scenarios {
 				t.Run(strings.ReplaceAll(sc.name, " ", "_"), func(t *testing.T) {
-					if st.failed[i] != nil {
-						t.Fatal(st.failed[i])
+					wrong := st.judge(p, &sc, i)
+					for try := 0; try < 3 && wrong != "" && skipped(t, p) > 0; try++ {
+						// The kernel says that it skipped programs of ours, as it
+						// does when one is interrupted by, or from 7.0 on preempted
+						// for, another run of it on the same CPU. Once more, alone.
+						t.Logf("%d runs skipped; %s", skipped(t, p), wrong)
+						st.failed[i], st.events[i] = nil, nil
+						st.run(t, p, scenarios, i)
+						wrong = st.judge(p, &sc, i)
 					}
-					judge(t, p, &sc, st.events[i])
+					if wrong != "" {
+						t.Error(wrong)
+					}
 				})
 			}
 		})
 	}
 }
 
-// judge makes lifecycles of the events and compares.
-func judge(t *testing.T, p *Probe, sc *scripted, events []event.Event) {
+func skipped(t *testing.T, p *Probe) uint64 {
+	s, err := p.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Skipped
+}
+
+// run plays some scenarios, all by default, and gathers their events.
+func (st *stage) run(t *testing.T, p *Probe, scenarios []scripted, which ...int) {
 	t.Helper()
+	var all sync.WaitGroup
+	for i := range scenarios {
+		if len(which) == 0 || slices.Contains(which, i) {
+			all.Go(func() { st.play(t, i, &scenarios[i]) })
+		}
+	}
+	done := make(chan struct{})
+	go func() { all.Wait(); close(done) }()
+	st.gather(t, p, done)
+}
+
+// judge makes lifecycles of the events and says what is wrong with them.
+func (st *stage) judge(p *Probe, sc *scripted, scenario int) (wrong string) {
+	if st.failed[scenario] != nil {
+		return fmt.Sprintln(st.failed[scenario])
+	}
+	events := st.events[scenario]
 	o := &collector{open: make(map[*lifecycle.Conn][]string)}
-	table := lifecycle.New(o, lifecycle.Options{NoDestroy: p.Partial(), NoResets: p.Partial()})
+	table := lifecycle.New(o, lifecycle.Options{NoDestroy: p.Partial(), NoResets: p.Partial(), SeesTimeWait: p.SeesTimeWait()})
 	for i := range events {
 		table.Apply(&events[i])
 	}
 	table.Flush()
-	compare(t, "transitions", o.paths, sc.want)
-	table.All(func(c *lifecycle.Conn) { t.Errorf("left in the table: %s in %s", c.Role, c.State) })
-	if p.Partial() {
-		return
+	want, ends := slices.Clone(sc.want), slices.Clone(sc.ends)
+	if p.SeesRequests() {
+		for _, end := range sc.half {
+			want, ends = append(want, halfOpen), append(ends, end)
+		}
 	}
-	ends := make([]string, len(o.ends))
-	byAddress := false
+	wrong = differ("transitions", o.paths, want)
+	table.All(func(c *lifecycle.Conn) { wrong += fmt.Sprintf("left in the table: %s in %s\n", c.Role, c.State) })
+	if p.Partial() {
+		return wrong
+	}
+	byAddress, anyOwner := false, sc.anyOwner || acceptedUnborn(events)
 	for i := range o.conns {
 		c := &o.conns[i]
-		ends[i] = o.ends[i]
-		if !sc.anyOwner {
-			ends[i] += " by " + c.Owner.Source.String()
+		if sc.grows && p.SeesTimeWait() {
+			o.ends[i] = strings.Replace(o.ends[i], "TIME_WAIT", "FIN_WAIT2", 1)
+		}
+		if !anyOwner && o.paths[i] != halfOpen {
+			o.ends[i] += " by " + c.Owner.Source.String()
 		}
 		byAddress = byAddress || c.OwnID
 		if c.Owner.PID != uint32(os.Getpid()) && c.Owner.Source != event.OwnerUnknown {
-			t.Errorf("%s: owner %d, want %d", c.Role, c.Owner.PID, os.Getpid())
+			wrong += fmt.Sprintf("%s: owner %d, want %d\n", c.Role, c.Owner.PID, os.Getpid())
 		}
 		if c.Gap {
-			t.Errorf("%s: gap", c.Role)
+			wrong += fmt.Sprintf("%s: gap\n", c.Role)
 		}
 	}
-	want := slices.Clone(sc.ends)
-	for i := range want {
+	for i := range ends {
 		if byAddress { // a child does not inherit its listener's owner there
-			want[i] = strings.Replace(want[i], " by listener", " by unknown", 1)
+			ends[i] = strings.Replace(ends[i], " by listener", " by unknown", 1)
+		}
+		if anyOwner {
+			ends[i], _, _ = strings.Cut(ends[i], " by ")
 		}
 	}
-	compare(t, "lifecycles", ends, want)
+	return wrong + differ("lifecycles", o.ends, ends)
 }
+
+// acceptedUnborn reports whether accept() was told before the birth of the
+// socket: Fast Open before 6.18, where a child's first transition is held back
+// until its address is known.
+func acceptedUnborn(events []event.Event) bool {
+	born := make(map[event.SocketID]bool)
+	for i := range events {
+		switch e := &events[i]; e.Kind {
+		case event.KindState:
+			born[e.Socket] = true
+		case event.KindAccept:
+			if !born[e.Socket] {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// halfOpen are the transitions of a half-open connection that came to nothing.
+const halfOpen = "LISTEN>SYN_RECV SYN_RECV>CLOSE"

@@ -65,10 +65,18 @@ func openTier(t *testing.T, opts Options) *Probe {
 
 func compare(t *testing.T, what string, got, want []string) {
 	t.Helper()
-	got, want = slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))
-	if !slices.Equal(got, want) {
-		t.Errorf("%s:\n  got  %s\n  want %s", what, strings.Join(got, "\n       "), strings.Join(want, "\n       "))
+	if d := differ(what, got, want); d != "" {
+		t.Error(d)
 	}
+}
+
+// differ says how two lists differ but for their order, or nothing.
+func differ(what string, got, want []string) string {
+	got, want = slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))
+	if slices.Equal(got, want) {
+		return ""
+	}
+	return fmt.Sprintf("%s:\n  got  %s\n  want %s\n", what, strings.Join(got, "\n       "), strings.Join(want, "\n       "))
 }
 
 // observed is what came of a scenario.

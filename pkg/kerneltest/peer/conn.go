@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -27,6 +28,7 @@ type Conn struct {
 	dev     *Device
 	synced  bool // Ack is known
 	pending []Segment
+	taken   []Segment // by Expect
 	log     []string
 }
 
@@ -81,8 +83,7 @@ func (c *Conn) Expect(flags Flags) Segment {
 		if !ok {
 			c.fail("expected %s, but nothing came in %s", flags, patience)
 		}
-		old := c.synced && s.length() > 0 && int32(s.Seq+s.length()-c.Ack) <= 0
-		if old && (flags|s.Flags)&RST == 0 && flags&SYN == 0 || s.bare() && flags != ACK {
+		if c.repeats(&s) || s.bare() && flags != ACK {
 			continue
 		}
 		if s.Flags&^PSH != flags&^PSH || flags&^PSH == ACK && (len(s.Data) > 0) != (flags&PSH != 0) {
@@ -94,9 +95,17 @@ func (c *Conn) Expect(flags Flags) Segment {
 		if flags&RST == 0 {
 			c.synced = true
 			c.Ack = s.Seq + s.length()
+			c.taken = append(c.taken, s)
 		}
 		return s
 	}
+}
+
+// repeats reports whether s is a repetition of what was taken already.
+func (c *Conn) repeats(s *Segment) bool {
+	return s.length() > 0 && slices.ContainsFunc(c.taken, func(t Segment) bool {
+		return t.Seq == s.Seq && t.length() == s.length() && t.Flags&^PSH == s.Flags&^PSH
+	})
 }
 
 // ExpectAck waits until the kernel has acknowledged all that was counted.
