@@ -51,8 +51,8 @@ type Options struct {
 
 // settle is how long after -> CLOSE the cause may still arrive: a RST is sent
 // after the transition, under the same lock (tcp_disconnect and __tcp_close in
-// net/ipv4/tcp.c).
-const settle = 2e6
+// net/ipv4/tcp.c), but in a process that may be preempted in between.
+const settle = 10e6
 
 // Table holds the connections that are open. It is not safe for concurrent use.
 type Table struct {
