@@ -172,7 +172,16 @@ func ownersOf(t *testing.T, peer *tcpstates, run func(*space) owned) {
 	s := newSpace(t)
 	var want owned
 	s.run(func() { want = run(s) })
-	conns, err := stop()
+	of := func(c *lifecycle.Conn) bool { return c.Netns == s.inode && (c.Local == want.at || c.Peer == want.at) }
+	conns, open, err := stop(func(conns []lifecycle.Conn) bool {
+		n := 0
+		for i := range conns {
+			if of(&conns[i]) && conns[i].Role != lifecycle.RoleListener {
+				n++
+			}
+		}
+		return n >= len(want.clients)+len(want.servers)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +189,7 @@ func ownersOf(t *testing.T, peer *tcpstates, run func(*space) owned) {
 	for _, c := range conns {
 		pids, port := want.clients, c.Local.Port()
 		switch {
-		case c.Netns != s.inode || c.Local != want.at && c.Peer != want.at:
+		case !of(&c):
 			continue
 		case c.Role == lifecycle.RoleServer:
 			pids, port = want.servers, c.Peer.Port()
@@ -201,6 +210,11 @@ func ownersOf(t *testing.T, peer *tcpstates, run func(*space) owned) {
 	}
 	if seen[lifecycle.RoleClient] != len(want.clients) || seen[lifecycle.RoleServer] != len(want.servers) || len(want.servers) < 20 {
 		t.Errorf("seen %v; logged %d clients, %d servers", seen, len(want.clients), len(want.servers))
+		for _, c := range open {
+			if c.Netns == s.inode {
+				t.Logf("still open: %s %s %s in %s", c.Role, c.Local, c.Peer, c.State)
+			}
+		}
 	}
 	right, all := 0, 0
 	for _, x := range peer.of(s) {
@@ -218,22 +232,25 @@ func ownersOf(t *testing.T, peer *tcpstates, run func(*space) owned) {
 	t.Logf("%d clients, %d servers: owners compared; tcpstates names the owner in %d of %d lines", len(want.clients), len(want.servers), right, all)
 }
 
-// gatherConns reads the probe until stop is called and nothing more comes;
-// stop returns the connections that ended.
-func gatherConns(p *probe.Probe) (stop func() ([]lifecycle.Conn, error)) {
-	ask, answer := make(chan struct{}), make(chan error, 1)
+// gatherConns reads the probe until stop is called, what ended is enough, and
+// nothing more comes, or for 10 seconds at most. stop returns the connections
+// that ended, and those that did not.
+func gatherConns(p *probe.Probe) (stop func(enough func([]lifecycle.Conn) bool) (ended, open []lifecycle.Conn, _ error)) {
+	ask, answer := make(chan func([]lifecycle.Conn) bool, 1), make(chan error, 1)
 	k := new(keeper)
 	table := lifecycle.New(k, lifecycle.Options{})
 	go func() {
 		answer <- func() error {
-			for asked, quiet := false, 0; quiet < 3; {
+			var enough func([]lifecycle.Conn) bool
+			var deadline time.Time
+			for quiet := 0; quiet < 3; {
 				var e event.Event
 				err := p.Read(&e)
 				switch {
 				case errors.Is(err, event.ErrIdle):
 					boot, wall := probe.Now()
 					e = event.Event{Kind: event.KindClock, Time: boot, Wall: wall}
-					if asked {
+					if enough != nil && (enough(k.conns) || time.Now().After(deadline)) {
 						quiet++
 					}
 				case err != nil:
@@ -243,18 +260,23 @@ func gatherConns(p *probe.Probe) (stop func() ([]lifecycle.Conn, error)) {
 				}
 				table.Apply(&e)
 				select {
-				case <-ask:
-					asked, ask = true, nil
+				case enough = <-ask:
+					deadline = time.Now().Add(10 * time.Second)
 				default:
 				}
 			}
 			return nil
 		}()
 	}()
-	return func() ([]lifecycle.Conn, error) {
-		close(ask)
+	return func(enough func([]lifecycle.Conn) bool) (ended, open []lifecycle.Conn, _ error) {
+		ask <- enough
 		err := <-answer
-		return k.conns, err
+		table.All(func(c *lifecycle.Conn) {
+			if c.End == 0 {
+				open = append(open, *c)
+			}
+		})
+		return k.conns, open, err
 	}
 }
 
