@@ -113,4 +113,15 @@ static __noinline int emit_sock(struct sock *sk, struct sock_info *info, __u64 t
 
 #define WHAT(kind, old, new) ((__u32)(kind) << 16 | (__u32)(old) << 8 | (__u32)(new))
 
+/* A birth that could not be told at once (st_set_state) comes before whatever else is told of the socket. */
+static __always_inline void tell_birth(struct sock *sk, struct sock_info *info)
+{
+	__u64 born = info->born_ns;
+
+	if (!born)
+		return;
+	info->born_ns = 0;
+	emit_sock(sk, info, born, WHAT(EVENT_STATE, TCP_LISTEN, TCP_SYN_RECV));
+}
+
 #endif

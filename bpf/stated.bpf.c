@@ -69,7 +69,7 @@ static __always_inline void remember_closer(struct sock *sk, struct sock_info *i
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
 {
-	__u64 now = bpf_ktime_get_boot_ns(), born;
+	__u64 now = bpf_ktime_get_boot_ns();
 	struct sock_info *info;
 
 	if (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_MPTCP)
@@ -90,11 +90,7 @@ int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
 	} else {
 		remember_closer(sk, info, old, new);
 	}
-	born = info->born_ns;
-	if (born) {
-		info->born_ns = 0;
-		emit_sock(sk, info, born, WHAT(EVENT_STATE, TCP_LISTEN, TCP_SYN_RECV));
-	}
+	tell_birth(sk, info);
 	if (new == TCP_CLOSE && !(sk->__sk_common.skc_flags & 1 << SOCK_DEAD))
 		info->flags |= INFO_HELD;
 	if (old == TCP_LISTEN && new == TCP_CLOSE)

@@ -356,6 +356,7 @@ static __always_inline int took(struct sock *sk, struct sock_info *info, __u8 so
 	info->owner_source = source;
 	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
 	current_group(&info->owner_start_ns, info->owner_comm);
+	tell_birth(sk, info);
 	e = reserve();
 	if (!e)
 		return 0;

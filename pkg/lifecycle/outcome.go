@@ -240,10 +240,10 @@ func (c *Conn) concludeAbort(last event.State) {
 }
 
 // abortClosed names why we sent a RST after our FIN was acknowledged. Without a
-// reason, before 6.10: TCP_LINGER2 below zero makes close() do so
+// reason, before 6.10: TCP_LINGER2 below zero and unread data make close() do so
 // (__tcp_close), data do otherwise (tcp_rcv_state_process).
 func (c *Conn) abortClosed() {
-	if c.Reset != event.ResetUnknown || c.closed == event.StateFinWait2 {
+	if c.Reset != event.ResetUnknown || c.Unread > 0 || c.closed == event.StateFinWait2 {
 		c.abort()
 		return
 	}
