@@ -108,6 +108,9 @@ func (t *Table) Apply(e *event.Event) {
 	if e.Time > t.now {
 		t.now = e.Time
 	}
+	if e.Kind == event.KindResetSent {
+		t.resetSent(e) // what is waited for, however late
+	}
 	t.settleUntil(t.now)
 	t.expire()
 	switch e.Kind {
@@ -121,8 +124,6 @@ func (t *Table) Apply(e *event.Event) {
 		if c := t.find(e); c != nil {
 			c.resetIn = true
 		}
-	case event.KindResetSent:
-		t.resetSent(e)
 	case event.KindAccept:
 		t.accepted(e)
 	case event.KindHolder:
