@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -162,7 +163,11 @@ func looked(t *testing.T, p *Probe, table *lifecycle.Table, netns uint32) {
 type ender struct{ finished []lifecycle.Conn }
 
 func (*ender) Transition(*lifecycle.Conn, *event.Event) {}
-func (o *ender) Finished(c *lifecycle.Conn)             { o.finished = append(o.finished, *c) }
+func (o *ender) Finished(c *lifecycle.Conn) {
+	kept := *c
+	kept.Spans = slices.Clone(c.Spans) // the table uses them again
+	o.finished = append(o.finished, kept)
+}
 
 func local10(port int) *unix.SockaddrInet4 {
 	return &unix.SockaddrInet4{Addr: [4]byte{10, 7, 0, 1}, Port: port}
