@@ -43,9 +43,15 @@ func trampolines() []Hook {
 			Without: "taken for a reset",
 		},
 		{
-			Name: "fexit tcp_get_cookie_sock", Program: bpfProgStCookie, params: []string{"sk", "skb", "req", "dst"},
+			Name: "fexit tcp_get_cookie_sock", Program: bpfProgStCookieTsoff, params: []string{"sk", "skb", "req", "dst", "tsoff"},
 			Buys:    "connections made of a SYN cookie",
-			Without: "they look like others",
+			Without: "the next row",
+		},
+		{
+			Name: "fexit tcp_get_cookie_sock", Program: bpfProgStCookie, params: []string{"sk", "skb", "req", "dst"},
+			insteadOf: bpfProgStCookieTsoff,
+			Buys:      "connections made of a SYN cookie, on kernels where the function has four arguments",
+			Without:   "they look like others",
 		},
 		{
 			Name: "fentry tcp_conn_request", Program: bpfProgStConnRequest, params: []string{"rsk_ops", "af_ops", "sk"}, byCookie: true,
