@@ -7,6 +7,7 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null)
 GOFLAGS_BUILD := -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .PHONY: help build generate test test-kernel bench fuzz lint check clean
+.PHONY: help build generate man deb test test-kernel bench fuzz check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +22,15 @@ generate: ## compile bpf/ anew; needs clang 19
 # next one when it is gone, and the tests tell each other's sockets apart by it.
 test: ## run all tests; those that need BPF skip unless run as root
 	go test -p 1 -timeout 5m ./...
+
+man: ## write the manual pages to build/man
+	mkdir -p build/man
+	STATED_MAN=$(CURDIR)/build/man go test -count=1 -run TestManPages ./cmd/stated
+
+NFPM := go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.44.0
+deb: build man ## make build/stated_VERSION_ARCH.deb: program, unit, configuration, manual
+	bin/stated completion bash > build/stated.bash
+	VERSION=$(VERSION) GOARCH=$$(go env GOARCH) $(NFPM) package --config cmd/stated/dist/nfpm.yaml --packager deb --target build/
 
 KERNEL ?= all
 test-kernel: ## run the kernel tests in VMs: KERNEL=all, list, amd64-6.1, ...
