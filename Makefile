@@ -43,6 +43,7 @@ FUZZTIME ?= 10s
 fuzz: ## fuzz every decoder for FUZZTIME
 	go test -fuzz FuzzParseStates -fuzztime $(FUZZTIME) ./pkg/event
 	go test -fuzz FuzzReader -fuzztime $(FUZZTIME) ./pkg/block
+	go test -fuzz FuzzOpen -fuzztime $(FUZZTIME) ./pkg/spool
 	go test -fuzz FuzzReader -fuzztime $(FUZZTIME) ./pkg/recording
 	go test -fuzz FuzzLine -fuzztime $(FUZZTIME) ./pkg/recording
 	go test -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./pkg/probe

@@ -80,7 +80,7 @@ func parseHead(text []byte) (h head, ok bool) {
 	body := text[8+len(signature):]
 	h.version = body[0]
 	h.First, h.Count, h.size, h.crc = le.Uint64(body[1:]), le.Uint32(body[9:]), le.Uint32(body[13:]), le.Uint32(body[17:])
-	return h, h.size <= maxFrame && (h.version == 1 || h.version == version)
+	return h, h.size <= maxFrame && h.Count <= maxPlain && (h.version == 1 || h.version == version)
 }
 
 // Encoder makes blocks. It is not safe for concurrent use.

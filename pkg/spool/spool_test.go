@@ -178,3 +178,62 @@ func BenchmarkAppend(b *testing.B) {
 		}
 	}
 }
+
+// FuzzOpen: whatever is in the files, the spool opens, a reader comes to the
+// end with numbers that only grow, and what is appended then is delivered.
+func FuzzOpen(f *testing.F) {
+	whole := newCrashFS(1)
+	s, err := Open("/s", Options{FS: whole})
+	if err != nil {
+		f.Fatal(err)
+	}
+	if _, err := s.Reader("r"); err != nil {
+		f.Fatal(err)
+	}
+	for range 3 {
+		if err := s.Append([]byte("a\nb\n"), 2); err != nil {
+			f.Fatal(err)
+		}
+	}
+	segment, cursor := whole.names["/s/"+segmentName(0)].data, whole.names["/s/r.cursor"].data
+	f.Add(segment, segment, cursor)
+	f.Add(segment[:len(segment)-1], []byte{}, cursor[:cursorLine])
+	f.Add([]byte{}, segment, []byte(formatCursor(4, 9)))
+	f.Fuzz(func(t *testing.T, first, last, cursor []byte) {
+		files := newCrashFS(1)
+		files.names["/s/"+segmentName(0)] = &inode{data: bytes.Clone(first)} // the fuzzer's memory is not ours to write
+		files.names["/s/"+segmentName(6)] = &inode{data: bytes.Clone(last)}
+		files.names["/s/r.cursor"] = &inode{data: bytes.Clone(cursor)}
+		s, err := Open("/s", Options{FS: files})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := s.Reader("r")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pos := r.Acked()
+		read := func() (last string) {
+			for {
+				e, err := r.Next()
+				if errors.Is(err, io.EOF) {
+					return last
+				}
+				if err != nil || e.Seq != pos || e.End() <= pos {
+					t.Fatalf("%+v after %d, %v", e, pos, err)
+				}
+				pos, last = e.End(), string(e.Line)
+			}
+		}
+		read()
+		if s.Stats().Next > 1<<63 {
+			return // a header said so; 2^63 records are never reached
+		}
+		if err := s.Append([]byte("last\n"), 1); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(); got != "last" {
+			t.Fatalf("the last record is %q", got)
+		}
+	})
+}
