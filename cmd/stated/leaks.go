@@ -25,6 +25,9 @@ var groupings = map[string]leak.Key{
 	"process": leak.ByProcess, "peer": leak.ByPeer, "listener": leak.ByListener, "none": leak.ByNone,
 }
 
+// byContainer is the value of --by that needs to look processes up.
+const byContainer = "container"
+
 type leaksFlags struct {
 	live     live
 	out      outputFlags
@@ -71,7 +74,7 @@ health check, or to prove a fix.`,
 	fs.Lookup("min-duration").Hidden = true
 	l.out.registerFormat(cmd)
 	fs.DurationVar(&l.minAge, "min-age", 30*time.Second, "stuck is what stays in its state for this `TIME`")
-	fs.StringVar(&l.by, "by", "process", "group by `WHAT`: process (and service), peer, listener, none (each socket)")
+	fs.StringVar(&l.by, "by", "process", "group by `WHAT`: process (and service), peer, listener, container, none (each socket)")
 	fs.BoolVar(&l.watch, "watch", false, "report again every 2 seconds, in place on a terminal")
 	fs.IntVar(&l.max, "max", 0, "exit with 0 when at most `N` sockets are leaked")
 	fs.IntVar(&l.examples, "examples", 5, "show `N` sockets of each group")
@@ -84,8 +87,8 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	switch {
-	case groupings[l.by] == nil:
-		return usagef("--by %q: one of process, peer, listener, none", l.by)
+	case groupings[l.by] == nil && l.by != byContainer:
+		return usagef("--by %q: one of process, peer, listener, container, none", l.by)
 	case l.minAge < 0, l.max < 0, l.examples < 0, l.live.span < 0:
 		return usagef("--min-age, --max, --examples and --for cannot be negative")
 	case want.MinDuration != 0:
@@ -102,11 +105,16 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 	}
 	out := render.New(cmd.OutOrStdout(), opts)
 	out.SetClock(probe.Now())
+	found, processes := 0, newProcesses()
+	by, container := groupings[l.by], (func(*leak.Group) string)(nil)
+	if l.by == byContainer {
+		by = leak.ByContainer(processes.container)
+		container = func(g *leak.Group) string { return g.Key }
+	}
 	leaks := &agent.Leaks{
-		Rules: leak.Rules{MinAge: int64(l.minAge), States: states}, By: groupings[l.by], Filter: want,
+		Rules: leak.Rules{MinAge: int64(l.minAge), States: states}, By: by, Filter: want,
 		Now: probe.Now, Every: 2 * time.Second,
 	}
-	found, processes := 0, newProcesses()
 	leaks.Show = func(r leak.Report, groups []leak.Group, growth map[string]float64, err error) error {
 		if err != nil {
 			fmt.Fprintf(cmd.ErrOrStderr(), "stated: not all could be looked at: %s\n", firstLine(err))
@@ -116,8 +124,8 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 		if l.watch && opts.Color {
 			out.Clear()
 		}
-		out.Leaks(&render.Leaks{Report: r, Groups: groups, Processes: processes.withDescriptors, Growth: growth,
-			MinAge: int64(l.minAge), Examples: l.examples, Each: l.by == "none"})
+		out.Leaks(&render.Leaks{Report: r, Groups: groups, Processes: processes.withDescriptors,
+			Waits: processes.waits, Container: container, Growth: growth, MinAge: int64(l.minAge), Examples: l.examples, Each: l.by == "none"})
 		return out.Flush()
 	}
 	if l.watch || l.live.span > 0 {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"strings"
 
+	"github.com/stated-tcp/stated/pkg/census"
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/proc"
 	"github.com/stated-tcp/stated/pkg/render"
@@ -16,10 +17,19 @@ import (
 type processes struct {
 	resolver *proc.Resolver
 	counted  map[event.Task]render.Process // of one report
+	waiters  map[uint32]waiters            // of one report, by pid
+}
+
+// waiters is what a look at the threads of a process gave.
+type waiters struct {
+	*proc.Waiters
+	err error
 }
 
 func newProcesses() *processes {
-	return &processes{resolver: proc.New(proc.Options{Cmdline: true})}
+	p := &processes{resolver: proc.New(proc.Options{Cmdline: true})}
+	p.forget()
+	return p
 }
 
 func (p *processes) of(t event.Task) (out render.Process) {
@@ -35,7 +45,9 @@ func (p *processes) of(t event.Task) (out render.Process) {
 }
 
 // forget makes the next report count descriptors anew.
-func (p *processes) forget() { p.counted = make(map[event.Task]render.Process) }
+func (p *processes) forget() {
+	p.counted, p.waiters = make(map[event.Task]render.Process), make(map[uint32]waiters)
+}
 
 // withDescriptors also counts descriptors, once for each report: a process that
 // leaks has many.
@@ -49,4 +61,49 @@ func (p *processes) withDescriptors(t event.Task) render.Process {
 		p.counted[t] = out
 	}
 	return out
+}
+
+// container is the container that a process is in, "" for none.
+func (p *processes) container(t event.Task) string {
+	found, err := p.resolver.Lookup(t)
+	if err != nil {
+		return ""
+	}
+	return found.Cgroup.Container.ID
+}
+
+// maxWaiters is of how many holders of one socket the threads are looked at.
+const maxWaiters = 8
+
+// waitKinds are the words of what is known, the weakest first.
+var waitKinds = [...]string{proc.WaitNone: render.WaitNone, proc.WaitWatched: render.WaitWatched, proc.WaitPoll: render.WaitPoll, proc.WaitCall: render.WaitCall}
+
+// waits says who waits on a socket: of all its holders, the one that waits most
+// plainly. Threads are looked at once for each process of a report.
+func (p *processes) waits(s *census.Socket) render.Wait {
+	best, unknown := proc.Wait{}, ""
+	for i := range s.Holders[:min(len(s.Holders), maxWaiters)] {
+		h := &s.Holders[i]
+		of, ok := p.waiters[h.PID]
+		if !ok {
+			of.Waiters, of.err = p.resolver.Waiters(h.PID)
+			p.waiters[h.PID] = of
+		}
+		w, err := proc.Wait{}, of.err
+		if err == nil {
+			w, err = of.On(int(h.FDs[0]))
+		}
+		switch {
+		case err != nil:
+			unknown = err.Error()
+		case w.Kind == proc.WaitUnknown:
+			unknown = w.Detail
+		case w.Kind > best.Kind:
+			best = w
+		}
+	}
+	if best.Kind <= proc.WaitNone && (unknown != "" || len(s.Holders) > maxWaiters) {
+		return render.Wait{Why: cmp.Or(unknown, "too many processes hold it")}
+	}
+	return render.Wait{Kind: waitKinds[best.Kind], TID: best.TID, Call: best.Call}
 }

@@ -94,6 +94,22 @@ func ByListener(f *Finding) string {
 	return strconv.Itoa(int(f.Local.Port()))
 }
 
+// ByContainer groups by the container that the processes are in, which
+// container tells of one: its id, "" for none.
+func ByContainer(container func(event.Task) string) Key {
+	return func(f *Finding) string {
+		for _, t := range f.Owners() {
+			if id := container(t); id != "" {
+				return id
+			}
+		}
+		return Host
+	}
+}
+
+// Host is the key of ByContainer for processes in no container.
+const Host = "host"
+
 // ByNone makes each finding a group.
 func ByNone(f *Finding) string {
 	return strconv.FormatUint(uint64(f.Sighting.Socket), 16) + "/" + strconv.FormatUint(f.Inode, 10)

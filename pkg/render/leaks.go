@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/stated-tcp/stated/pkg/census"
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/leak"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
@@ -33,6 +34,12 @@ type Leaks struct {
 	leak.Report
 	Groups    []leak.Group
 	Processes func(event.Task) Process
+	// Waits says who waits on a socket that a process holds. It is asked for the
+	// shown ones only; nil: not known.
+	Waits func(*census.Socket) Wait
+	// Container names what the holders of a group have in common where the groups
+	// are by container: its id, or host; else nil.
+	Container func(*leak.Group) string
 	// Growth is by how many sockets a group grew, per second, by its key;
 	// present where the group was watched.
 	Growth   map[string]float64
@@ -153,7 +160,7 @@ func (r *Writer) lineOf(indent int, style string, text []byte) {
 }
 
 func (r *Writer) textLeak(l *Leaks, g *leak.Group) {
-	owners := g.Oldest().Owners()
+	owners := l.owners(g)
 	r.wrapped(0, styleBold, r.appendHeadline(r.line[:0], l, g, owners))
 	for _, t := range owners {
 		if text := appendProcess(r.line[:0], l.Processes(t), len(owners) > 1, &t); len(text) > 0 {
@@ -172,7 +179,7 @@ func (r *Writer) textLeak(l *Leaks, g *leak.Group) {
 	r.textFDs(l, g, owners)
 	shown := min(len(g.Findings), l.Examples)
 	for i := range g.Findings[:shown] {
-		r.lineOf(4, "", r.appendFinding(r.line[:0], &g.Findings[i], g))
+		r.textFinding(l, &g.Findings[i], g)
 	}
 	if more := len(g.Findings) - shown; more > 0 {
 		r.lineOf(4, styleDim, append(appendInt(append(r.line[:0], "and "...), int64(more)), " more"...))
@@ -183,6 +190,9 @@ func (r *Writer) textLeak(l *Leaks, g *leak.Group) {
 
 // appendHeadline says who holds how many of what.
 func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, owners []event.Task) []byte {
+	if l.Container != nil {
+		b = l.appendContainer(b, g, owners)
+	}
 	for i, t := range owners {
 		if i > 0 {
 			b = append(b, ", "...)
@@ -200,9 +210,12 @@ func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, owners []even
 	b = append(b, ": "...)
 	b = appendCounts(b, g, r.opts.Names)
 	role, service := g.Oldest().Service()
-	if role == lifecycle.RoleServer {
+	switch {
+	case l.Container != nil && !sameService(g):
+		b = append(b, ", of several services"...)
+	case role == lifecycle.RoleServer:
 		b = appendInt(append(b, ", came in at port "...), int64(service.Port()))
-	} else {
+	default:
 		b = appendAddr(append(b, ", called "...), service)
 	}
 	b = append(b, ", oldest "...)
@@ -334,6 +347,9 @@ func (r *Writer) textFDs(l *Leaks, g *leak.Group, owners []event.Task) {
 // left if the group goes on growing as it did.
 func (l *Leaks) Exhaustion(g *leak.Group, p Process) (int64, bool) {
 	rate := l.Growth[g.Key]
+	if l.Container != nil {
+		return 0, false // the growth is that of several processes
+	}
 	if rate <= 0 || p.FDLimit == 0 || p.FDs > p.FDLimit {
 		return 0, false
 	}
@@ -352,10 +368,23 @@ func AppendGrouped(b []byte, n int) []byte {
 	return b
 }
 
-// appendFinding shows one socket.
-func (r *Writer) appendFinding(b []byte, f *leak.Finding, g *leak.Group) []byte {
+// textFinding shows one socket and who waits on it: behind it, or below where
+// there is no room.
+func (r *Writer) textFinding(l *Leaks, f *leak.Finding, g *leak.Group) {
+	b := r.appendFinding(r.line[:0], l, f, g)
+	wait := appendWait(nil, l.waitOn(f.Socket), f.Socket)
+	if len(wait) == 0 || r.opts.Format != FormatText || 4+utf8.RuneCount(b)+utf8.RuneCount(wait) <= Width {
+		r.lineOf(4, "", append(b, wait...))
+		return
+	}
+	r.lineOf(4, "", b)
+	r.lineOf(16, "", wait)
+}
+
+// appendFinding shows what a socket itself tells.
+func (r *Writer) appendFinding(b []byte, l *Leaks, f *leak.Finding, g *leak.Group) []byte {
 	at := len(b)
-	several := len(g.Oldest().Owners()) > 1
+	several := l.Container != nil || len(g.Oldest().Owners()) > 1
 	for i := range f.Holders {
 		h := &f.Holders[i]
 		if i > 0 {
@@ -383,9 +412,6 @@ func (r *Writer) appendFinding(b []byte, f *leak.Finding, g *leak.Group) []byte 
 	}
 	if f.Unread > 0 {
 		b = append(AppendBytes(append(b, "  "...), uint64(f.Unread)), " unread"...)
-	}
-	if f.Waited {
-		b = append(b, "  polled"...)
 	}
 	if f.Err != 0 {
 		b = append(append(b, "  "...), errnoText(f.Err)...)

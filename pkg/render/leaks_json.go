@@ -18,7 +18,7 @@ const maxExamples = 5
 // socket, and says everything of it.
 func (r *Writer) jsonLeak(l *Leaks, g *leak.Group) {
 	oldest := g.Oldest()
-	owners := oldest.Owners()
+	owners := l.owners(g)
 	r.begin("tcp.leak", "WARN", l.Now)
 	b := text(r.buf, "network.transport", "tcp")
 	if len(owners) > 0 {
@@ -35,10 +35,14 @@ func (r *Writer) jsonLeak(l *Leaks, g *leak.Group) {
 		}
 	}
 	b = append(key(b, "stated.leak.id"), '"')
-	b = appendHex(b, leakID(&r.opts.Host, owners, oldest))
+	if l.Container != nil {
+		b = appendHex(b, containerID(&r.opts.Host, l.Container(g)))
+	} else {
+		b = appendHex(b, leakID(&r.opts.Host, owners, oldest))
+	}
 	b = append(b, '"')
 	if l.Each {
-		b = r.jsonSocket(b, oldest)
+		b = r.jsonSocket(b, l, oldest)
 	} else {
 		b = r.jsonGroup(b, l, g)
 	}
@@ -89,6 +93,16 @@ func leakID(h *Host, owners []event.Task, f *leak.Finding) uint64 {
 	return hash.Sum64()
 }
 
+// jsonService adds what the connections of a group are for.
+func jsonService(b []byte, f *leak.Finding) []byte {
+	role, service := f.Service()
+	b = text(b, "stated.leak.opened_by", role.String())
+	if role == lifecycle.RoleServer {
+		return number(b, "network.local.port", int64(service.Port()))
+	}
+	return end(b, "network.peer", service)
+}
+
 func worstVerdict(g *leak.Group) leak.Verdict {
 	worst := leak.Unknown
 	for v, n := range g.Verdicts {
@@ -116,12 +130,11 @@ func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
 		}
 	}
 	b = number(b, "stated.leak.unread_bytes", int64(g.Unread))
-	role, service := g.Oldest().Service()
-	b = text(b, "stated.leak.opened_by", role.String())
-	if role == lifecycle.RoleServer {
-		b = number(b, "network.local.port", int64(service.Port()))
-	} else {
-		b = end(b, "network.peer", service)
+	if l.Container != nil {
+		b = appendString(key(b, "stated.leak.container"), []byte(l.Container(g)))
+	}
+	if l.Container == nil || sameService(g) {
+		b = jsonService(b, g.Oldest())
 	}
 	if rate, ok := l.Growth[g.Key]; ok {
 		b = strconv.AppendFloat(key(b, "stated.leak.growth_per_hour"), rate*3600, 'f', 1, 64)
@@ -143,6 +156,7 @@ func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
 		if len(f.Holders) > 0 {
 			b = number(b, "pid", int64(f.Holders[0].PID))
 			b = number(b, "fd", int64(f.Holders[0].FDs[0]))
+			b = jsonWait(b, "wait", l.waitOn(f.Socket))
 		}
 		b = append(b, '}')
 	}
@@ -150,8 +164,9 @@ func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
 }
 
 // jsonSocket adds everything that is known of one socket.
-func (r *Writer) jsonSocket(b []byte, f *leak.Finding) []byte {
+func (r *Writer) jsonSocket(b []byte, l *Leaks, f *leak.Finding) []byte {
 	b = number(b, "stated.leak.sockets", 1)
+	b = jsonWait(b, "stated.socket.wait", l.waitOn(f.Socket))
 	b = text(b, "network.connection.state", f.New.Name(event.NamingOTel))
 	b = socketFacts(b, f.Socket)
 	b = number(b, "stated.leak.unread_bytes", int64(f.Unread))

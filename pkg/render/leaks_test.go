@@ -77,6 +77,19 @@ func leaksOf(by leak.Key, each bool) *Leaks {
 	r := leak.Find(c, leak.Rules{MinAge: 30e9, States: leak.DefaultStates})
 	l := &Leaks{Report: r, Groups: r.Group(by), MinAge: 30e9, Examples: 3, Each: each, Growth: map[string]float64{}}
 	l.Growth[l.Groups[0].Key] = 0.1
+	l.Waits = func(s *census.Socket) Wait {
+		switch s.Holders[0].FDs[0] {
+		case 87:
+			return Wait{Kind: WaitCall, TID: 4243, Call: "recvfrom"}
+		case 88:
+			return Wait{Kind: WaitWatched}
+		case 9:
+			return Wait{Kind: WaitPoll, TID: 4244, Call: "epoll_wait"}
+		case 10:
+			return Wait{Kind: WaitNone}
+		}
+		return Wait{Why: "not permitted"}
+	}
 	l.Processes = func(t event.Task) Process {
 		if t.PID != 4242 {
 			return Process{}
@@ -86,15 +99,38 @@ func leaksOf(by leak.Key, each bool) *Leaks {
 	return l
 }
 
+// leaksByContainer has a container and the host, of one process each.
+func leaksByContainer() *Leaks {
+	in := func(t event.Task) string {
+		if t.PID == 4242 {
+			return "3f2a\x1b[2J"
+		}
+		return ""
+	}
+	l := leaksOf(leak.ByContainer(in), false)
+	l.Container = func(g *leak.Group) string { return g.Key }
+	of := l.Processes
+	l.Processes = func(t event.Task) Process {
+		p := of(t)
+		if p.Container = in(t); p.Container != "" {
+			p.Pod = "0e1a-pod"
+		}
+		return p
+	}
+	return l
+}
+
 func TestLeaksGolden(t *testing.T) {
 	for name, tt := range map[string]struct {
 		o Options
 		f func(*Writer)
 	}{
-		"leaks.text": {Options{}, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) }},
-		"leaks.wide": {Options{Format: FormatWide}, func(w *Writer) { w.Leaks(leaksOf(leak.ByPeer, false)) }},
-		"leaks.json": {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) }},
-		"each.json":  {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksOf(leak.ByNone, true)) }},
+		"leaks.text":     {Options{}, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) }},
+		"leaks.wide":     {Options{Format: FormatWide}, func(w *Writer) { w.Leaks(leaksOf(leak.ByPeer, false)) }},
+		"leaks.json":     {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) }},
+		"each.json":      {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksOf(leak.ByNone, true)) }},
+		"container.text": {Options{}, func(w *Writer) { w.Leaks(leaksByContainer()) }},
+		"container.json": {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksByContainer()) }},
 		"none.text": {Options{}, func(w *Writer) {
 			w.Leaks(&Leaks{MinAge: 30e9, Report: leak.Report{Young: 2, Undecided: 1}})
 		}},
