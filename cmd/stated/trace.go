@@ -196,6 +196,9 @@ func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.T
 	stats := loop.Table.Stats()
 	if kernel, err := p.Stats(); err == nil {
 		stats.Lost = max(stats.Lost, kernel.Lost)
+		if kernel.Skipped > 0 {
+			fmt.Fprintf(w, "stated: the kernel skipped %d runs of our programs, each of which may be an event that is missing\n", kernel.Skipped)
+		}
 		if kernel.StorageFailed > 0 {
 			fmt.Fprintf(w, "stated: the kernel had no memory to remember %d sockets; their owners may be missing\n", kernel.StorageFailed)
 		}

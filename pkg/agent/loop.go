@@ -72,7 +72,7 @@ const rescanAfter = 1e9
 const clockEvery = 1e9
 
 // Run returns when ctx is done, the source ends, or the consumer has enough.
-// Everything that was read is applied, recorded and flushed by then.
+// What happened until then is read, applied, recorded and flushed.
 func (l *Loop) Run(ctx context.Context) error {
 	err := l.run(ctx)
 	l.Table.Flush()
@@ -87,7 +87,7 @@ func (l *Loop) Run(ctx context.Context) error {
 
 func (l *Loop) run(ctx context.Context) error {
 	var e event.Event
-	var lastClock int64
+	var lastClock, until int64 // until: when ctx was done
 	if l.Now != nil {
 		var err error
 		if lastClock, err = l.clock(); err != nil {
@@ -96,8 +96,12 @@ func (l *Loop) run(ctx context.Context) error {
 	}
 	for n := 0; ; n++ {
 		err := l.Source.Read(&e)
+		idle := errors.Is(err, event.ErrIdle)
 		switch {
 		case err == nil:
+			if until != 0 && e.Time > until {
+				return nil
+			}
 			if err := l.feed(&e); err != nil {
 				return err
 			}
@@ -106,7 +110,7 @@ func (l *Loop) run(ctx context.Context) error {
 			}
 		case errors.Is(err, io.EOF), errors.Is(err, os.ErrClosed):
 			return nil
-		case !errors.Is(err, event.ErrIdle):
+		case !idle:
 			return err
 		}
 		if l.Now != nil {
@@ -124,7 +128,12 @@ func (l *Loop) run(ctx context.Context) error {
 			return err
 		}
 		if ctx.Err() != nil {
-			return nil
+			if l.Now == nil || idle {
+				return nil
+			}
+			if until == 0 {
+				until, _ = l.Now()
+			}
 		}
 	}
 }

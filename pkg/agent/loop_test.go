@@ -124,3 +124,47 @@ func TestOpenAfter(t *testing.T) {
 		t.Errorf("still in %s", got)
 	}
 }
+
+// TestStopReadsWhatHappened: what waits in the buffer when the loop is stopped
+// is told; what happens later is not.
+func TestStopReadsWhatHappened(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	src := &cancelled{cancel: cancel, before: 3000}
+	o := &counter{}
+	loop := &Loop{Source: src, Table: lifecycle.New(o, lifecycle.Options{}), Consumer: o,
+		Now: func() (int64, int64) { return 1_000_000, 0 }}
+	if err := loop.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if o.events != src.before {
+		t.Errorf("%d events told, %d happened before the stop", o.events, src.before)
+	}
+}
+
+// cancelled stops the loop at its first event, with others waiting behind it.
+type cancelled struct {
+	cancel func()
+	n      int
+	before int
+}
+
+func (c *cancelled) Read(e *event.Event) error {
+	c.cancel()
+	c.n++
+	*e = event.Event{Kind: event.KindState, Time: int64(c.n), Socket: event.SocketID(c.n), Old: event.StateClose, New: event.StateListen}
+	if c.n > c.before {
+		e.Time = 2_000_000
+	}
+	return nil
+}
+
+type counter struct{ events int }
+
+func (c *counter) Event(e *event.Event) {
+	if e.Kind == event.KindState {
+		c.events++
+	}
+}
+func (c *counter) Idle() error                              { return nil }
+func (c *counter) Transition(*lifecycle.Conn, *event.Event) {}
+func (c *counter) Finished(*lifecycle.Conn)                 {}

@@ -270,7 +270,7 @@ func age(s *Socket, c *lifecycle.Conn) (a Age) {
 		}
 	}
 	if s.New == event.StateCloseWait && s.LastReceived != 0 {
-		a.Max = now - s.LastReceived
+		a.Max = max(now-s.LastReceived, a.Min) // jiffies may lag behind
 	}
 	return a
 }
