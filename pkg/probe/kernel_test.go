@@ -93,7 +93,7 @@ type collector struct {
 }
 
 func (o *collector) Transition(c *lifecycle.Conn, e *event.Event) {
-	if e.Flags.Has(event.FlagMini) && e.Old != event.StateListen {
+	if e.Flags.Has(event.FlagMini) && e.Old != event.StateListen && e.Old != event.StateSynRecv {
 		return // what goes on after the socket's own CLOSE
 	}
 	if e.Kind == event.KindState {
