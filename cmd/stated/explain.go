@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,11 +14,23 @@ import (
 
 func newExplain() *cobra.Command {
 	var names string
+	var o onlooker
 	cmd := &cobra.Command{
-		Use:   "explain [STATE]",
-		Short: "Say what a TCP state means and what to do; without a state, show the diagram",
+		Use:   "explain [STATE | PID | PID/FD | ADDR:PORT]",
+		Short: "Say what a TCP state means, or what a process or a socket is doing",
+		Long: `explain says what a TCP state means and what to do, and without a state shows
+how they follow each other. That needs no privilege.
+
+Of a process, one of its descriptors, or an address with port (ours or the
+peer's; IPv6 in brackets) it tells the story as it is now, in sentences: which
+sockets there are, since when, who holds them, who waits on them, what is stuck
+and why, and what to look for next. A number alone is a process.`,
 		Example: `  stated explain CLOSE_WAIT
   stated explain fin-wait-2
+  sudo stated explain 4242
+  sudo stated explain 4242/87
+  sudo stated explain 10.0.0.5:8080
+  sudo stated explain '[2001:db8::1]:443'
   stated explain`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -31,6 +44,12 @@ func newExplain() *cobra.Command {
 					return err
 				}
 				return explain.Names(out)
+			}
+			if subject, err := parseSubject(args[0]); err != nil {
+				return err
+			} else if subject != nil {
+				o.names = naming
+				return o.explain(cmd, subject)
 			}
 			set, err := event.ParseStates(args[0])
 			if err != nil {
@@ -47,6 +66,8 @@ func newExplain() *cobra.Command {
 			return nil
 		},
 	}
+	cmd.Flags().DurationVar(&o.minAge, "min-age", 30*time.Second, "of sockets: stuck is what stays in its state for this `TIME`")
+	cmd.Flags().IntVar(&o.examples, "examples", 3, "of sockets: tell all of `N`")
 	cmd.Flags().StringVar(&names, "names", "kernel", "spell states like `SYSTEM`: kernel, ss, rfc, bsd, windows, solaris, otel")
 	return cmd
 }

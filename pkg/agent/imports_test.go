@@ -24,6 +24,7 @@ var imports = map[string][]string{
 	"pkg/leak":              {"pkg/event", "pkg/lifecycle", "pkg/census"},
 	"pkg/filter":            {"pkg/event", "pkg/lifecycle", "pkg/census"},
 	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak"},
+	"pkg/story":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/explain", "pkg/render"},
 	"pkg/metrics":           {"pkg/event", "pkg/lifecycle", "pkg/render", "pkg/probe", "pkg/spool", "pkg/sink", "github.com/prometheus/client_golang"},
 	"pkg/kerneltest":        {}, // its tests: anything
 	"pkg/symbol":            {"github.com/ianlancetaylor/demangle"},

@@ -49,6 +49,18 @@ func article(s event.State) map[string]string {
 	return out
 }
 
+// Brief says what a state is in a sentence, or in two short ones.
+func Brief(s event.State) string {
+	all := article(s)["is"]
+	if first, _, more := strings.Cut(all, ". "); more && len(all) > 2*Width {
+		return first + "."
+	}
+	return all
+}
+
+// Do returns what to do when sockets pile up in a state.
+func Do(s event.State) string { return article(s)["do"] }
+
 // State writes the article on s, with states spelled by n in its head.
 func State(w io.Writer, s event.State, n event.Naming) error {
 	a := article(s)

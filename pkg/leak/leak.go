@@ -87,7 +87,7 @@ func Find(c *census.Census, rules Rules) Report {
 		}
 		switch {
 		case s.Age.Min >= rules.MinAge:
-			r.Findings = append(r.Findings, judge(s))
+			r.Findings = append(r.Findings, Judge(s))
 		case s.Age.Known == lifecycle.AtLeast && (s.Age.Max == 0 || s.Age.Max >= rules.MinAge):
 			r.Undecided++
 		default:
@@ -100,9 +100,9 @@ func Find(c *census.Census, rules Rules) Report {
 	return r
 }
 
-// judge finds the verdict. In CLOSE_WAIT the FIN counts as one byte of the
+// Judge finds the verdict on a socket, whatever its age. In CLOSE_WAIT the FIN counts as one byte of the
 // receive queue until it is read (tcp_fin and tcp_recvmsg_locked in net/ipv4).
-func judge(s *census.Socket) Finding {
+func Judge(s *census.Socket) Finding {
 	f := Finding{Socket: s}
 	queued := s.Sighting.Unread
 	if s.Flags.Has(event.FlagDone) && queued > 0 {

@@ -70,7 +70,7 @@ func TestJudge(t *testing.T) {
 		{"open, in the queue", func(s *census.Socket) { s.New, s.Flags = event.StateEstablished, event.FlagNoSocket }, NotAccepted, false},
 		{"MPTCP subflow", func(s *census.Socket) { s.Flags |= event.FlagMPTCP | event.FlagNoSocket }, Drained, false},
 	} {
-		f := judge(waiting(census.Age{}, tt.change))
+		f := Judge(waiting(census.Age{}, tt.change))
 		if f.Verdict != tt.verdict || (f.Why != "") != tt.why {
 			t.Errorf("%s: %s %q", tt.name, f.Verdict, f.Why)
 		}
@@ -108,7 +108,7 @@ func TestGroup(t *testing.T) {
 		s := waiting(census.Age{}, nil)
 		s.Role, s.Local, s.Peer = role, netip.MustParseAddrPort(local), netip.MustParseAddrPort(peer)
 		s.Holders = []census.Holder{{Task: event.Task{PID: pid}, FDs: []int32{3}}}
-		r.Findings = append(r.Findings, judge(s))
+		r.Findings = append(r.Findings, Judge(s))
 	}
 	add(1, lifecycle.RoleServer, "10.0.0.1:80", "10.0.0.2:1000")
 	add(1, lifecycle.RoleServer, "10.0.0.1:80", "10.0.0.3:1001")

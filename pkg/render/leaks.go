@@ -69,6 +69,12 @@ var advice = [leak.NumVerdicts]string{
 	leak.Hidden:      "a close() is missing on the path that handles an error of the connection",
 }
 
+// Meaning says a verdict in a sentence, "" for leak.Unknown.
+func Meaning(v leak.Verdict) string { return meaning[v] }
+
+// Advice says what to look for next, "" where nothing is known to.
+func Advice(v leak.Verdict) string { return advice[v] }
+
 // Leaks shows a report: as text, or a record for each group.
 func (r *Writer) Leaks(l *Leaks) {
 	for i := range l.Groups {
@@ -197,7 +203,7 @@ func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, owners []even
 		if i > 0 {
 			b = append(b, ", "...)
 		}
-		b = appendTask(b, &t)
+		b = AppendTask(b, &t)
 	}
 	switch f := g.Oldest(); {
 	case len(owners) == 0 && f.Orphan():
@@ -216,10 +222,10 @@ func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, owners []even
 	case role == lifecycle.RoleServer:
 		b = appendInt(append(b, ", came in at port "...), int64(service.Port()))
 	default:
-		b = appendAddr(append(b, ", called "...), service)
+		b = AppendAddr(append(b, ", called "...), service)
 	}
 	b = append(b, ", oldest "...)
-	b = appendAge(b, g.Oldest().Age)
+	b = AppendAge(b, g.Oldest().Age)
 	if rate, ok := l.Growth[g.Key]; ok && rate != 0 {
 		b = appendRate(append(b, ", "...), rate)
 	}
@@ -266,7 +272,7 @@ func appendRate(b []byte, perSecond float64) []byte {
 func appendProcess(b []byte, p Process, named bool, t *event.Task) []byte {
 	start := len(b)
 	if named {
-		b = append(appendTask(b, t), ": "...)
+		b = append(AppendTask(b, t), ": "...)
 		start = len(b)
 	}
 	put := func(label, value string) {
@@ -314,7 +320,7 @@ func (r *Writer) textVerdict(g *leak.Group, v leak.Verdict, n int) {
 		return
 	}
 	for _, s := range g.Oldest().Listeners {
-		b := appendAddr(append(r.line[:0], "listener "...), s.Local)
+		b := AppendAddr(append(r.line[:0], "listener "...), s.Local)
 		b = appendInt(append(b, ": "...), int64(s.Sighting.Unread))
 		b = appendInt(append(b, " in its queue of at most "...), int64(s.Sighting.Unsent))
 		r.lineOf(4, "", b)
@@ -330,7 +336,7 @@ func (r *Writer) textFDs(l *Leaks, g *leak.Group, owners []event.Task) {
 		}
 		b := r.line[:0]
 		if len(owners) > 1 {
-			b = append(appendTask(b, &t), ": "...)
+			b = append(AppendTask(b, &t), ": "...)
 		}
 		b = append(AppendGrouped(b, p.FDs), " of "...)
 		b = append(AppendGrouped(b, p.FDLimit), " descriptors used"...)
@@ -405,8 +411,8 @@ func (r *Writer) appendFinding(b []byte, l *Leaks, f *leak.Finding, g *leak.Grou
 		b = append(b, "in the queue"...)
 	}
 	b = pad(b, at, 12)
-	b = pad(appendAge(append(b, "  "...), f.Age), at, 22)
-	b = appendEnds(append(b, "  "...), f.Socket)
+	b = pad(AppendAge(append(b, "  "...), f.Age), at, 22)
+	b = AppendEnds(append(b, "  "...), f.Socket)
 	if g.Verdicts[f.Verdict] < len(g.Findings) {
 		b = append(append(b, "  "...), f.Verdict.String()...)
 	}
@@ -414,7 +420,7 @@ func (r *Writer) appendFinding(b []byte, l *Leaks, f *leak.Finding, g *leak.Grou
 		b = append(AppendBytes(append(b, "  "...), uint64(f.Unread)), " unread"...)
 	}
 	if f.Err != 0 {
-		b = append(append(b, "  "...), errnoText(f.Err)...)
+		b = append(append(b, "  "...), ErrnoText(f.Err)...)
 	}
 	if r.opts.Format == FormatWide {
 		b = appendSocketIDs(b, f.Socket)

@@ -217,7 +217,7 @@ func appendOutcome(b []byte, c *lifecycle.Conn) []byte {
 	switch c.Outcome {
 	case lifecycle.OutcomeKilled:
 		b = append(b, " by "...)
-		b = appendTask(b, &c.Closer)
+		b = AppendTask(b, &c.Closer)
 	case lifecycle.OutcomeUnknown, lifecycle.OutcomeHandshakeFailed, lifecycle.OutcomeHandshakeExpired:
 		if c.Why != "" {
 			b = append(b, ": "...)
@@ -225,18 +225,18 @@ func appendOutcome(b []byte, c *lifecycle.Conn) []byte {
 		}
 	case lifecycle.OutcomeUnreachable:
 		b = append(b, ": "...)
-		b = append(b, errnoText(c.Err)...)
+		b = append(b, ErrnoText(c.Err)...)
 	case lifecycle.OutcomeTimedOut:
 		if c.Err != etimedout {
 			b = append(b, ", last error: "...)
-			b = append(b, errnoText(c.Err)...)
+			b = append(b, ErrnoText(c.Err)...)
 		}
 	}
 	return b
 }
 
-// appendTask adds name[pid], or - for nobody.
-func appendTask(b []byte, t *event.Task) []byte {
+// AppendTask adds name[pid], or - for nobody.
+func AppendTask(b []byte, t *event.Task) []byte {
 	if t.IsZero() {
 		return append(b, '-')
 	}

@@ -23,7 +23,7 @@ func (r *Writer) Sockets(c *census.Census, processes func(event.Task) Process) {
 	}
 	ends := len("LOCAL ↔ PEER")
 	for _, s := range c.Sockets {
-		ends = max(ends, utf8.RuneCount(appendEnds(r.line[:0], s)))
+		ends = max(ends, utf8.RuneCount(AppendEnds(r.line[:0], s)))
 	}
 	ends = min(ends, 44)
 	b := pad(append(r.line[:0], "STATE"...), 0, 12)
@@ -41,11 +41,11 @@ func (r *Writer) Sockets(c *census.Census, processes func(event.Task) Process) {
 
 func (r *Writer) appendSocket(b []byte, s *census.Socket, ends int) []byte {
 	b = pad(append(b, s.New.Name(r.opts.Names)...), 0, 12)
-	b = pad(appendAge(b, s.Age), 0, 21)
+	b = pad(AppendAge(b, s.Age), 0, 21)
 	unread, unsent := s.Unread, s.Unsent
 	b = pad(appendInt(b, int64(unread)), 0, 30)
 	b = pad(appendInt(b, int64(unsent)), 0, 39)
-	b = pad(appendEnds(b, s), 0, 39+ends)
+	b = pad(AppendEnds(b, s), 0, 39+ends)
 	b = append(b, "  "...)
 	b = appendHolders(b, s)
 	if r.opts.Format == FormatWide {
@@ -66,7 +66,7 @@ func appendHolders(b []byte, s *census.Socket) []byte {
 				} else {
 					b = append(b, ", "...)
 				}
-				b = appendTask(b, &h.Task)
+				b = AppendTask(b, &h.Task)
 			}
 		}
 		return b
@@ -80,7 +80,7 @@ func appendHolders(b []byte, s *census.Socket) []byte {
 		if i > 0 {
 			b = append(b, ", "...)
 		}
-		b = append(appendTask(b, &h.Task), " fd "...)
+		b = append(AppendTask(b, &h.Task), " fd "...)
 		b = appendFDs(b, h)
 	}
 	if n := s.Elsewhere(); n > 0 {
@@ -99,8 +99,8 @@ func appendFDs(b []byte, h *census.Holder) []byte {
 	return b
 }
 
-// appendAge marks what is not exact: ≥ at least, ~ likely. ? is unknown.
-func appendAge(b []byte, a census.Age) []byte {
+// AppendAge marks what is not exact: ≥ at least, ~ likely. ? is unknown.
+func AppendAge(b []byte, a census.Age) []byte {
 	if a.Min == 0 && a.Known != lifecycle.Seen {
 		return append(b, '?')
 	}
@@ -113,9 +113,9 @@ func appendAge(b []byte, a census.Age) []byte {
 	return AppendDuration(b, a.Min)
 }
 
-// appendEnds adds both ends; ~ behind the arrow marks an inferred role.
-func appendEnds(b []byte, s *census.Socket) []byte {
-	b = appendAddr(b, s.Local)
+// AppendEnds adds both ends; ~ behind the arrow marks an inferred role.
+func AppendEnds(b []byte, s *census.Socket) []byte {
+	b = AppendAddr(b, s.Local)
 	if s.New == event.StateListen {
 		return b
 	}
@@ -124,7 +124,7 @@ func appendEnds(b []byte, s *census.Socket) []byte {
 	if s.RoleKnown == lifecycle.Inferred && s.Role != lifecycle.RoleUnknown {
 		b = append(b, '~')
 	}
-	return appendAddr(append(b, ' '), s.Peer)
+	return AppendAddr(append(b, ' '), s.Peer)
 }
 
 // appendSocketIDs adds identities; sk: and ino: are as ss -e prints them.
@@ -168,7 +168,7 @@ func (r *Writer) jsonSocketNow(now int64, s *census.Socket, processes func(event
 		b = r.jsonProcess(b, &p)
 	}
 	b = jsonHolders(b, "stated.socket.holders", s)
-	m := append(appendEnds(r.line[:0], s), ' ')
+	m := append(AppendEnds(r.line[:0], s), ' ')
 	m = append(append(m, s.New.String()...), ' ')
 	m = appendHolders(m, s)
 	r.line = m

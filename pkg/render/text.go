@@ -71,9 +71,9 @@ func (r *Writer) textConn(c *lifecycle.Conn) {
 	r.buf = append(r.buf, "  "...)
 	r.column, r.lines = indent, 1
 	r.put(styleBold, 0, appendOwner(r.line[:0], c))
-	r.put("", 2, appendArrow(appendAddr(r.line[:0], c.Local), c))
+	r.put("", 2, appendArrow(AppendAddr(r.line[:0], c.Local), c))
 	if c.Role != lifecycle.RoleListener {
-		r.put("", 1, appendAddr(r.line[:0], c.Peer))
+		r.put("", 1, AppendAddr(r.line[:0], c.Peer))
 	}
 	if start, known := c.Start(); start != 0 {
 		b := r.line[:0]
@@ -232,7 +232,7 @@ func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
 		who = strconv.AppendUint(append(who, "  unread "...), uint64(c.Unread), 10)
 	}
 	if e.Err != 0 {
-		who = append(append(who, "  "...), errnoText(e.Err)...)
+		who = append(append(who, "  "...), ErrnoText(e.Err)...)
 	}
 	if r.opts.Format == FormatWide {
 		who = r.appendWide(who, c)
@@ -306,7 +306,7 @@ func (r *Writer) appendWide(b []byte, c *lifecycle.Conn) []byte {
 	b = append(append(b, " role:"...), c.Role.String()...)
 	b = append(append(b, " owner:"...), c.Owner.Source.String()...)
 	if !c.Closer.IsZero() && c.Closer != c.Owner.Task {
-		b = appendTask(append(b, " closer:"...), &c.Closer)
+		b = AppendTask(append(b, " closer:"...), &c.Closer)
 	}
 	return b
 }
@@ -314,7 +314,7 @@ func (r *Writer) appendWide(b []byte, c *lifecycle.Conn) []byte {
 // appendOwner adds the owner. Behind an owner that only owns the listener, or
 // that was seen with the descriptor but not getting it, stands a ?.
 func appendOwner(b []byte, c *lifecycle.Conn) []byte {
-	b = appendTask(b, &c.Owner.Task)
+	b = AppendTask(b, &c.Owner.Task)
 	switch c.Owner.Source {
 	case event.OwnerListener, event.OwnerHolder, event.OwnerClose:
 		b = append(b, '?')
@@ -324,11 +324,11 @@ func appendOwner(b []byte, c *lifecycle.Conn) []byte {
 
 // appendTuple adds both ends, the arrow pointing from who connected.
 func appendTuple(b []byte, c *lifecycle.Conn) []byte {
-	b = appendArrow(appendAddr(b, c.Local), c)
+	b = appendArrow(AppendAddr(b, c.Local), c)
 	if c.Role == lifecycle.RoleListener {
 		return b
 	}
-	return appendAddr(append(b, ' '), c.Peer)
+	return AppendAddr(append(b, ' '), c.Peer)
 }
 
 func appendArrow(b []byte, c *lifecycle.Conn) []byte {
@@ -343,7 +343,8 @@ func appendArrow(b []byte, c *lifecycle.Conn) []byte {
 	return append(b, " ↔"...)
 }
 
-func appendAddr(b []byte, a netip.AddrPort) []byte {
+// AppendAddr adds an address and a port, * where one is not known.
+func AppendAddr(b []byte, a netip.AddrPort) []byte {
 	if !a.IsValid() {
 		return append(b, '*')
 	}
@@ -411,5 +412,5 @@ func AppendBytes(b []byte, n uint64) []byte {
 	return append(strconv.AppendFloat(b, v, 'f', prec, 64), unit, 'B')
 }
 
-// errnoText is an errno in the C library's words.
-func errnoText(errno uint16) string { return syscall.Errno(errno).Error() }
+// ErrnoText is an errno in the C library's words.
+func ErrnoText(errno uint16) string { return syscall.Errno(errno).Error() }

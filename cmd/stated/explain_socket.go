@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stated-tcp/stated/pkg/agent"
+	"github.com/stated-tcp/stated/pkg/census"
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/probe"
+	"github.com/stated-tcp/stated/pkg/proc"
+	"github.com/stated-tcp/stated/pkg/story"
+)
+
+// subject is what explain is asked about: a process, one of its descriptors, or
+// an address.
+type subject struct {
+	pid  uint32
+	fd   int32 // -1: all
+	addr netip.AddrPort
+}
+
+// parseSubject returns nil for what is neither a process nor a socket.
+func parseSubject(arg string) (*subject, error) {
+	first, second, isFD := strings.Cut(arg, "/")
+	if pid, err := strconv.ParseUint(first, 10, 32); err == nil {
+		s := &subject{pid: uint32(pid), fd: -1}
+		if isFD {
+			fd, err := strconv.ParseInt(second, 10, 32)
+			if err != nil || fd < 0 {
+				return nil, usagef("%q: a process and its descriptor are two numbers, as in 4242/87", arg)
+			}
+			s.fd = int32(fd)
+		}
+		if pid == 0 || pid > 1<<22 {
+			return nil, usagef("%q: process ids are 1 to %d", arg, 1<<22)
+		}
+		return s, nil
+	}
+	if addr, err := netip.ParseAddrPort(arg); err == nil {
+		return &subject{addr: netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())}, nil
+	}
+	if !strings.ContainsAny(arg, ".:[") {
+		return nil, nil
+	}
+	if addr, err := netip.ParseAddr(strings.Trim(arg, "[]")); err == nil {
+		return nil, usagef("%q has no port: write %s", arg, netip.AddrPortFrom(addr, 443))
+	}
+	return nil, usagef("%q is no address with a port: write 10.0.0.5:443 or [2001:db8::1]:443", arg)
+}
+
+// onlooker explains what is there now.
+type onlooker struct {
+	names    event.Naming
+	minAge   time.Duration
+	examples int
+}
+
+func (o *onlooker) explain(cmd *cobra.Command, about *subject) error {
+	if o.minAge < 0 || o.examples < 0 {
+		return usagef("--min-age and --examples cannot be negative")
+	}
+	processes := newProcesses()
+	task, err := processes.named(about.pid)
+	if err != nil {
+		return err
+	}
+	inspector, err := probe.OpenInspector()
+	if err != nil {
+		return err
+	}
+	defer inspector.Close()
+	now, _ := probe.Now()
+	c, lookErr := agent.Look(inspector, event.AllStates, now, nil)
+	if lookErr != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "stated: not all could be looked at: %s\n", firstLine(lookErr))
+	}
+	c.Drop(func(s *census.Socket) bool { return !about.matches(s) })
+	teller := story.Teller{Now: now, MinAge: int64(o.minAge), Names: o.names, Processes: processes.withDescriptors, Waits: processes.waits}
+	var b []byte
+	switch {
+	case about.addr.IsValid() || about.fd >= 0:
+		if len(c.Sockets) == 0 {
+			return about.missing()
+		}
+		b = teller.Sockets(nil, c.Sockets, o.examples)
+	default:
+		b = teller.Process(nil, task, c.Sockets, o.examples)
+	}
+	_, err = cmd.OutOrStdout().Write(b)
+	return err
+}
+
+// named finds the process of a number; of 0 none.
+func (p *processes) named(pid uint32) (event.Task, error) {
+	if pid == 0 {
+		return event.Task{}, nil
+	}
+	found, err := p.resolver.Lookup(event.Task{PID: pid})
+	if errors.Is(err, proc.ErrGone) {
+		return event.Task{}, fmt.Errorf("there is no process %d", pid)
+	}
+	if err != nil {
+		return event.Task{}, err
+	}
+	return event.Task{PID: pid, Start: found.Start, Comm: event.MakeComm(found.Comm)}, nil
+}
+
+func (s *subject) matches(have *census.Socket) bool {
+	switch {
+	case s.addr.IsValid():
+		return have.Local == s.addr || have.New != event.StateListen && have.Peer == s.addr
+	case s.fd < 0:
+		return story.Of(have, s.pid)
+	}
+	return slices.ContainsFunc(have.Holders, func(h census.Holder) bool { return h.PID == s.pid && slices.Contains(h.FDs, s.fd) })
+}
+
+// missing says why there is nothing to tell of.
+func (s *subject) missing() error {
+	if s.addr.IsValid() {
+		return fmt.Errorf("no TCP socket of this host has %s at either end ('stated ls' shows all)", s.addr)
+	}
+	target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", s.pid, s.fd))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("process %d has no descriptor %d", s.pid, s.fd)
+	case err != nil:
+		return fmt.Errorf("look at descriptor %d of process %d: %w", s.fd, s.pid, err)
+	}
+	return fmt.Errorf("descriptor %d of process %d is no TCP socket, but %q", s.fd, s.pid, target)
+}

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package story tells of a socket or a process in plain sentences, for a person
+// who wants to know what goes on: everything that a look at the kernel gave, how
+// each thing is known, and what to do next.
+package story
+
+import (
+	"bytes"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/stated-tcp/stated/pkg/census"
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/explain"
+	"github.com/stated-tcp/stated/pkg/leak"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/render"
+)
+
+// Width is how many columns the text uses, but for addresses that are longer.
+const Width = explain.Width
+
+// Teller knows what stories are made of.
+type Teller struct {
+	Now       int64 // nanoseconds since boot, of the census
+	MinAge    int64 // nanoseconds in a state from which on a socket is stuck
+	Names     event.Naming
+	Processes func(event.Task) render.Process
+	Waits     func(*census.Socket) render.Wait
+}
+
+// Socket adds the story of one socket.
+func (t *Teller) Socket(b []byte, s *census.Socket) []byte {
+	b = append(render.AppendEnds(b, s), '\n', '\n')
+	if s.New == event.StateListen {
+		b = paragraph(b, t.listener(s))
+		return paragraph(b, t.holders(s))
+	}
+	b = paragraph(b, t.state(s))
+	b = paragraph(b, t.role(s))
+	b = paragraph(b, t.holders(s))
+	b = paragraph(b, t.data(s))
+	b = paragraph(b, t.waits(s))
+	if s.Err != 0 {
+		b = paragraph(b, append([]byte("Its error, which the process has not fetched: "+render.ErrnoText(s.Err)), '.'))
+	}
+	return t.verdict(b, s)
+}
+
+// Stuck reports whether a socket waits for its own process for too long.
+func (t *Teller) Stuck(s *census.Socket) bool {
+	if s.Age.Min < t.MinAge {
+		return false
+	}
+	switch s.New {
+	case event.StateCloseWait:
+		return true
+	case event.StateClose:
+		return s.Hidden()
+	case event.StateEstablished:
+		return s.NotAccepted()
+	case event.StateListen, event.StateTimeWait, event.StateSynSent, event.StateSynRecv:
+		return false
+	}
+	return !s.Orphan()
+}
+
+// doubtful reports whether a socket may be stuck, and its age does not tell.
+func (t *Teller) doubtful(s *census.Socket) bool {
+	may := s.New == event.StateCloseWait || s.Hidden()
+	return may && s.Age.Min < t.MinAge && s.Age.Known == lifecycle.AtLeast && (s.Age.Max == 0 || s.Age.Max >= t.MinAge)
+}
+
+// state says which, since when, how that is known, and what it means.
+func (t *Teller) state(s *census.Socket) []byte {
+	switch {
+	case s.Hidden():
+		b := []byte("The connection has ended, and its descriptor is still open. ")
+		return append(append(b, "It ended "...), append(span(nil, s.Age), " ago. ss and netstat do not show it any more."...)...)
+	case s.New == event.StateClose:
+		return []byte("It is not connected: not yet, or it was disconnected.")
+	}
+	b := append([]byte("It is in "), s.New.Name(t.Names)...)
+	switch {
+	case s.Age.Min == 0 && s.Age.Known != lifecycle.Seen:
+		b = append(b, "; since when is not known"...)
+	case s.Age.Known == lifecycle.Seen:
+		b = append(span(append(b, ", and has been for "...), s.Age), " exactly: the change was seen"...)
+	case s.Age.Known == lifecycle.Inferred:
+		b = append(span(append(b, ", and has been for "...), s.Age), ", as its last segment tells"...)
+	default:
+		b = append(span(append(b, ", and has been for "...), s.Age), ": no segment has come or gone since, and no change of state is made without one"...)
+	}
+	if s.Age.Max > s.Age.Min {
+		b = render.AppendDuration(append(b, "; for no longer than "...), s.Age.Max)
+		if received(s) > 0 {
+			b = append(b, ", when data last came"...)
+		} else {
+			b = append(b, ", when the connection was made"...)
+		}
+	}
+	return append(append(b, ". "...), explain.Brief(s.New)...)
+}
+
+// span says an age with how well it is known.
+func span(b []byte, a census.Age) []byte {
+	switch a.Known {
+	case lifecycle.AtLeast:
+		b = append(b, "at least "...)
+	case lifecycle.Inferred:
+		b = append(b, "about "...)
+	}
+	return render.AppendDuration(b, a.Min)
+}
+
+func (t *Teller) role(s *census.Socket) []byte {
+	inferred := s.RoleKnown == lifecycle.Inferred
+	switch s.Role {
+	case lifecycle.RoleServer:
+		b := strconv.AppendUint([]byte("They called us: it came in at port "), uint64(s.Local.Port()), 10)
+		if inferred {
+			b = append(b, ", as it seems: there is a listener on that port"...)
+		}
+		return append(b, '.')
+	case lifecycle.RoleClient:
+		b := render.AppendAddr([]byte("We called "), s.Peer)
+		if inferred {
+			b = append(b, ", as it seems: no listener of this host has the port at our end"...)
+		}
+		return append(b, '.')
+	case lifecycle.RoleSimultaneous:
+		return []byte("Both sides called each other at once.")
+	}
+	return nil
+}
+
+// holders says who has the socket, or why nobody does.
+func (t *Teller) holders(s *census.Socket) (b []byte) {
+	switch {
+	case s.NotAccepted():
+		return t.queue(s)
+	case s.Orphan():
+		return []byte("No process holds it any more: the kernel finishes the connection alone.")
+	case len(s.Holders) == 0:
+		b = append(b, "No process was found that holds it: it is in flight on a unix socket, in an io_uring, or was closed this moment. "...)
+	}
+	for i := range s.Holders {
+		h := &s.Holders[i]
+		b = append(render.AppendTask(b, &h.Task), " holds it as descriptor"...)
+		if len(h.FDs) > 1 {
+			b = append(b, 's')
+		}
+		for j, fd := range h.FDs {
+			if j > 0 {
+				b = append(b, ',')
+			}
+			b = strconv.AppendInt(append(b, ' '), int64(fd), 10)
+		}
+		b = append(t.who(append(b, ": "...), h.Task), ". "...)
+	}
+	if len(s.Holders) > 1 && s.New != event.StateListen {
+		b = strconv.AppendInt(append(b, "With "...), int64(len(s.Holders)), 10)
+		b = append(b, " processes it ends only when each has closed it: a child inherited the descriptor, or it was passed over a unix socket. "...)
+	}
+	if n := s.Elsewhere(); n > 0 && s.Inode != 0 {
+		b = strconv.AppendInt(append(b, "What keeps the file open beside these descriptors: "...), int64(n), 10)
+		b = append(b, " of system calls at work on it, messages on a unix socket, and io_uring. "...)
+	}
+	return b
+}
+
+// queue tells of a connection that nobody has accepted.
+func (t *Teller) queue(s *census.Socket) []byte {
+	b := []byte("No process has accepted it. ")
+	for _, l := range s.Listeners {
+		b = render.AppendAddr(append(b, "It waits in the queue of the listener "...), l.Local)
+		b = strconv.AppendUint(append(b, ", which has "...), uint64(l.Sighting.Unread), 10)
+		b = strconv.AppendUint(append(b, " of at most "...), uint64(l.Sighting.Unsent), 10)
+		for i := range l.Holders {
+			if i == 0 {
+				b = append(b, " and belongs to "...)
+			} else {
+				b = append(b, ", "...)
+			}
+			b = t.who(append(render.AppendTask(b, &l.Holders[i].Task), ": "...), l.Holders[i].Task)
+		}
+		b = append(b, ". "...)
+	}
+	return b
+}
+
+func (t *Teller) listener(s *census.Socket) []byte {
+	b := strconv.AppendUint([]byte("It listens. "), uint64(s.Unread), 10)
+	b = append(b, " connections wait in its queue, "...)
+	b = append(strconv.AppendUint(b, uint64(s.Unsent), 10), " may. "...)
+	if s.Unread > 0 && s.Unread >= s.Unsent {
+		b = append(b, "The queue is full: the kernel drops what comes, and clients hang in SYN_SENT. The process accepts too slowly, or not at all. "...)
+	}
+	return b
+}
+
+// data says what was and what waits to be transferred.
+func (t *Teller) data(s *census.Socket) []byte {
+	if s.Flags.Has(event.FlagMini) || s.New == event.StateClose && !s.Hidden() {
+		return nil
+	}
+	var b []byte
+	switch f := leak.Judge(s); {
+	case s.New == event.StateClose:
+	case f.Unread > 0:
+		b = append(render.AppendBytes(b, uint64(f.Unread)), " came that the process has not read. "...)
+	case f.Verdict == leak.EOFUnread:
+		b = append(b, "All data was read, the end of file behind it was not. "...)
+	default:
+		b = append(b, "Nothing waits to be read. "...)
+	}
+	if s.Unsent > 0 {
+		b = append(render.AppendBytes(b, uint64(s.Unsent)), " of ours are not acknowledged by the peer. "...)
+	}
+	if n := received(s); n == 0 {
+		b = append(b, "No data has ever come. "...)
+	} else {
+		b = append(render.AppendBytes(b, n), " came in all"...)
+		b = append(ago(b, ", the last ", s, s.LastReceived), ". "...)
+	}
+	if n := s.BytesSent - s.BytesResent; n == 0 {
+		b = append(b, "None has ever gone. "...)
+	} else {
+		b = append(render.AppendBytes(b, n), " went"...)
+		b = append(ago(b, ", the last ", s, s.LastSent), ". "...)
+	}
+	if s.LastSegment != 0 {
+		b = append(ago(b, "The last segment of any kind was ", s, s.LastSegment), ". "...)
+	}
+	return b
+}
+
+// received is how much payload has come. The time of the last is set at the
+// beginning of the connection, too (tcp_create_openreq_child, tcp_finish_connect).
+func received(s *census.Socket) uint64 {
+	if s.Flags.Has(event.FlagDone) && s.BytesReceived > 0 {
+		return s.BytesReceived - 1
+	}
+	return s.BytesReceived
+}
+
+// ago says how long before the look something was, if that is known.
+func ago(b []byte, sentence string, s *census.Socket, at int64) []byte {
+	if at == 0 {
+		return b
+	}
+	return append(render.AppendDuration(append(b, sentence...), s.Time-at), " ago"...)
+}
+
+func (t *Teller) waits(s *census.Socket) []byte {
+	if len(s.Holders) == 0 || t.Waits == nil {
+		return nil
+	}
+	w := t.Waits(s)
+	b := strconv.AppendUint([]byte("Thread "), uint64(w.TID), 10)
+	switch w.Kind {
+	case render.WaitCall:
+		return append(append(append(b, " waits on it in "...), w.Call...), '.')
+	case render.WaitPoll:
+		return append(append(append(b, " waits on it among others in "...), w.Call...), '.')
+	case render.WaitWatched:
+		return []byte("An epoll set has it; no thread waits on that set at this moment.")
+	case render.WaitNone:
+		return []byte("No thread waits on it, and no epoll set has it.")
+	}
+	b = append(b[:0], "Whether a thread waits on it could not be told"...)
+	if w.Why != "" {
+		b = render.EscapeText(append(b, ": "...), []byte(w.Why))
+	}
+	return append(b, '.')
+}
+
+// verdict says whether that is well, why not, and what to do.
+func (t *Teller) verdict(b []byte, s *census.Socket) []byte {
+	f := leak.Judge(s)
+	if !t.Stuck(s) {
+		if text := t.unstuck(&f); text != nil {
+			b = paragraph(b, text)
+		}
+		return b
+	}
+	text := append([]byte("It is stuck, verdict "), f.Verdict.String()...)
+	if why := render.Meaning(f.Verdict); why != "" {
+		text = append(append(text, ": "...), why...)
+	} else {
+		text = append(append(text, ": "...), f.Why...)
+	}
+	b = paragraph(b, append(text, '.'))
+	return t.next(b, &f)
+}
+
+// unstuck says of a socket that is not stuck what there is to say.
+func (t *Teller) unstuck(f *leak.Finding) []byte {
+	switch {
+	case f.New == event.StateCloseWait || f.Hidden():
+		b := render.AppendDuration([]byte("That is younger than "), t.MinAge)
+		if t.doubtful(f.Socket) {
+			b = render.AppendDuration([]byte("Whether that is longer than "), t.MinAge)
+			return append(b, " is not known: look again, or watch with stated leaks --for."...)
+		}
+		return append(b, ", which may be no leak: the process may be about to close it."...)
+	case f.New == event.StateEstablished && f.Verdict == leak.NotAccepted:
+		return []byte("It may be accepted any moment.")
+	case f.New == event.StateEstablished:
+		return []byte("Nothing is wrong with it as far as the kernel can tell.")
+	case f.Verdict == leak.Unknown && f.Why != "":
+		return append([]byte("What it waits for: "+f.Why), '.')
+	}
+	return nil
+}
+
+// next says what to look for, and gives commands that a person may run.
+func (t *Teller) next(b []byte, f *leak.Finding) []byte {
+	advice := render.Advice(f.Verdict)
+	if advice == "" {
+		advice = strings.TrimSuffix(explain.Do(f.New), ".")
+	}
+	b = paragraph(b, []byte("Next: "+advice+"."))
+	owners := f.Owners()
+	if len(owners) == 0 {
+		return b
+	}
+	b = strconv.AppendUint(append(b, "  gdb -p "...), uint64(owners[0].PID), 10)
+	b = append(b, " -batch -ex 'thread apply all bt'\n"...)
+	if len(f.Holders) > 0 {
+		b = strconv.AppendUint(append(b, "  gdb -p "...), uint64(f.Holders[0].PID), 10)
+		b = strconv.AppendInt(append(b, " -batch -ex 'call (int)close("...), int64(f.Holders[0].FDs[0]), 10)
+		b = append(b, ")'\n"...)
+	}
+	return append(b, '\n')
+}
+
+// who describes a process, escaped.
+func (t *Teller) who(b []byte, task event.Task) []byte {
+	p := t.Processes(task)
+	start := len(b)
+	put := func(label, value string) {
+		if value == "" {
+			return
+		}
+		if len(b) > start {
+			b = append(b, ", "...)
+		}
+		b = render.EscapeText(append(b, label...), []byte(value))
+	}
+	if put("", p.CommandLine); p.CommandLine == "" {
+		put("", p.Executable)
+	}
+	put("user ", p.User)
+	put("unit ", p.Unit)
+	put("container ", p.Container)
+	put("pod ", p.Pod)
+	if len(b) == start {
+		b = append(b, "(nothing more is known of it)"...)
+	}
+	return b
+}
+
+// paragraph adds text in lines of Width, and an empty one. It must be escaped.
+func paragraph(b, text []byte) []byte {
+	column := 0
+	for word := range bytes.FieldsSeq(text) {
+		n := utf8.RuneCount(word)
+		switch {
+		case column > 0 && column+1+n > Width:
+			b = append(b, '\n')
+			column = 0
+		case column > 0:
+			b = append(b, ' ')
+			column++
+		}
+		b = append(b, word...)
+		column += n
+	}
+	if column == 0 {
+		return b
+	}
+	return append(b, '\n', '\n')
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package story
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/stated-tcp/stated/pkg/census"
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/render"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+const now = 100_000 * int64(time.Millisecond)
+
+var (
+	shop    = event.Task{PID: 4242, Start: 10e9, Comm: event.MakeComm("java")}
+	hostile = event.Task{PID: 7, Start: 20e9, Comm: event.Comm{0x1b, '[', '2', 'J', '\n', 0xff}}
+)
+
+// host is a census with a socket of each kind that is told of differently.
+type host struct {
+	c *census.Census
+	n uint64
+}
+
+func (h *host) socket(state event.State, local, peer string, change func(*event.Sighting), fd int32, tasks ...event.Task) {
+	h.n++
+	s := &event.Sighting{Event: event.Event{
+		Kind: event.KindSnapshot, New: state, Old: state, Time: now, Socket: event.SocketID(h.n), Netns: 1, Protocol: event.ProtoTCP,
+		Local: netip.MustParseAddrPort(local), Peer: netip.MustParseAddrPort(peer), FD: -1,
+	}, Inode: 50 + h.n, References: uint32(len(tasks)), Opened: true, LastSegment: now - 60e9}
+	if change != nil {
+		change(s)
+	}
+	h.c.Add(s)
+	for _, task := range tasks {
+		holder := *s
+		holder.Kind, holder.Task, holder.FD = event.KindHolder, task, fd
+		h.c.Add(&holder)
+	}
+}
+
+func newHost() *host {
+	h := &host{c: census.New(now)}
+	h.socket(event.StateListen, "0.0.0.0:8080", "0.0.0.0:0", func(s *event.Sighting) { s.Unread, s.Unsent, s.LastSegment = 2, 2, 0 }, 3, shop)
+	h.socket(event.StateCloseWait, "10.0.0.5:8080", "10.0.0.9:40001", func(s *event.Sighting) {
+		s.Unread, s.Flags, s.LastReceived, s.BytesReceived, s.BytesSent, s.LastSent = 1, event.FlagDone, now-90e9, 1201, 34e3, now-89e9
+	}, 87, shop)
+	h.socket(event.StateCloseWait, "10.0.0.5:8080", "10.0.0.9:40002", func(s *event.Sighting) {
+		s.Unread, s.Flags, s.Inode, s.References, s.BytesReceived = 6, event.FlagDone|event.FlagNoSocket, 0, 0, 6
+	}, -1)
+	h.socket(event.StateCloseWait, "[2001:db8::1]:50000", "[2001:db8::2]:443", func(s *event.Sighting) {
+		s.References, s.Flags, s.LastSegment, s.BytesReceived, s.LastReceived = 3, event.FlagDone, now-2e9, 1, now-200e9
+	}, 5, hostile, shop)
+	h.socket(event.StateClose, "10.0.0.5:51234", "10.0.0.7:5432", func(s *event.Sighting) { s.Err = 104 }, 9, shop)
+	h.socket(event.StateClose, "0.0.0.0:0", "0.0.0.0:0", func(s *event.Sighting) { s.Opened, s.LastSegment = false, 0 }, 10, shop)
+	h.socket(event.StateEstablished, "10.0.0.5:51235", "10.0.0.7:5432", func(s *event.Sighting) { s.Unsent = 9000 }, 11, shop)
+	h.socket(event.StateFinWait2, "10.0.0.5:8080", "10.0.0.9:40003", func(s *event.Sighting) {
+		s.Flags, s.Inode, s.References = event.FlagDead, 0, 0
+	}, -1)
+	h.socket(event.StateTimeWait, "10.0.0.5:8080", "10.0.0.9:40004", func(s *event.Sighting) {
+		s.Flags, s.Inode, s.References, s.LastSegment = event.FlagMini|event.FlagNoSocket, 0, 0, 0
+	}, -1)
+	h.socket(event.StateSynSent, "10.0.0.5:51236", "10.0.0.8:5432", nil, 12, shop)
+	h.c.Complete(func(id event.SocketID) *lifecycle.Conn {
+		if id != 2 {
+			return nil
+		}
+		return &lifecycle.Conn{Role: lifecycle.RoleServer, State: event.StateCloseWait,
+			Spans: []lifecycle.Span{{Start: now - 60e9, State: event.StateCloseWait, Known: lifecycle.Seen}}}
+	})
+	return h
+}
+
+func teller() *Teller {
+	return &Teller{Now: now, MinAge: 30e9,
+		Processes: func(t event.Task) render.Process {
+			if t.PID != shop.PID {
+				return render.Process{}
+			}
+			return render.Process{Executable: "/usr/bin/java", CommandLine: "java -jar a\x1b[31mpp.jar", User: "app", Unit: "shop.service",
+				Container: "3f2a", Pod: "0e1a", FDs: 1000, FDLimit: 1024}
+		},
+		Waits: func(s *census.Socket) render.Wait {
+			switch s.Holders[0].FDs[0] {
+			case 87:
+				return render.Wait{Kind: render.WaitWatched}
+			case 9:
+				return render.Wait{Kind: render.WaitNone}
+			case 11:
+				return render.Wait{Kind: render.WaitCall, TID: 4243, Call: "recvfrom"}
+			case 12:
+				return render.Wait{Kind: render.WaitPoll, TID: 4244, Call: "epoll_wait"}
+			}
+			return render.Wait{Why: "bad\x1bluck"}
+		},
+	}
+}
+
+// only are the sockets that a process has to do with.
+func only(h *host, pid uint32) (list []*census.Socket) {
+	for _, s := range h.c.Sockets {
+		if Of(s, pid) {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+func TestGolden(t *testing.T) {
+	for name, f := range map[string]func(*Teller, *host) []byte{
+		"sockets": func(t *Teller, h *host) []byte { return t.Sockets(nil, h.c.Sockets, 100) },
+		"some":    func(t *Teller, h *host) []byte { return t.Sockets(nil, h.c.Sockets, 1) },
+		"process": func(t *Teller, h *host) []byte { return t.Process(nil, shop, only(h, shop.PID), 1) },
+		"hostile": func(t *Teller, h *host) []byte { return t.Process(nil, hostile, only(h, hostile.PID), 9) },
+		"nothing": func(t *Teller, h *host) []byte { return t.Process(nil, hostile, nil, 9) },
+		"young": func(t *Teller, h *host) []byte {
+			t.MinAge = 600e9
+			return t.Process(t.Sockets(nil, h.c.Sockets[1:5], 9), shop, only(h, shop.PID), 9)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := string(f(teller(), newHost()))
+			path := "testdata/" + name + ".golden"
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("differs from %s; look at the change with go test -update and git diff:\n%s", path, got)
+			}
+			for line := range strings.Lines(got) {
+				line = strings.TrimSuffix(line, "\n")
+				if utf8.RuneCountInString(line) > Width && strings.Contains(strings.TrimSpace(line), " ") && !strings.HasPrefix(line, "  ") {
+					t.Errorf("%d columns: %s", utf8.RuneCountInString(line), line)
+				}
+				if strings.ContainsAny(line, "\x1b\n") || strings.Contains(line, "\xff") {
+					t.Errorf("not escaped: %q", line)
+				}
+			}
+		})
+	}
+}
+
+// TestOf: a process has to do with what it holds and with what waits in the
+// queues of its listeners, and with nothing else.
+func TestOf(t *testing.T) {
+	h := newHost()
+	if n := len(only(h, shop.PID)); n != 8 {
+		t.Errorf("%d sockets of %d, want 8", n, len(h.c.Sockets))
+	}
+	if n := len(only(h, hostile.PID)); n != 1 {
+		t.Errorf("%d sockets, want 1", n)
+	}
+	if n := len(only(h, 1)); n != 0 {
+		t.Errorf("%d sockets of a stranger", n)
+	}
+}
