@@ -145,6 +145,21 @@ enum inspection_fact {
 	INSPECTED_OPENED = 1 << 1, /* the peer's SYN has come: it was connected, now or before */
 };
 
+#define STACK_FRAMES 32
+#define STACK_TOP 8
+
+/* Where a socket was opened: event.Stack. */
+struct stack {
+	__u64 task_start_ns; /* of the thread group */
+	__u64 start_code;    /* of the program that ran: another one after execve() */
+	__u64 start_stack;
+	__u64 top[STACK_TOP];	       /* words at the stack pointer, amd64 only; zero unknown */
+	__u64 addresses[STACK_FRAMES]; /* innermost first */
+	__u32 pid;
+	__u32 frames; /* addresses that are set */
+	__u8 comm[16];
+};
+
 /* Counters of one CPU: probe.Stats. */
 struct counters {
 	__u64 seq;
@@ -157,6 +172,7 @@ struct counters {
 	__u64 window_ns;      /* when the present tenth of a second began */
 	__u64 in_window;      /* requests since then */
 	__u64 completing;     /* address of the request that becomes a connection right now */
+	__u64 stacks_lost;    /* no room to remember a stack */
 };
 
 #endif

@@ -23,6 +23,7 @@ struct kernfs_node___parent {
 #include "filter.h"
 #include "emit.h"
 #include "inspect.h"
+#include "stack.h"
 #include "trampoline.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -30,6 +31,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* Makes clang keep the type for bpf2go and for the contract test. */
 struct event *unused_event __attribute__((unused));
 struct inspection *unused_inspection __attribute__((unused));
+struct stack *unused_stack __attribute__((unused));
 
 static __always_inline bool is_birth(int old, int new)
 {
@@ -78,6 +80,8 @@ int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
 	if (!info)
 		return emit_sock(sk, NULL, now, WHAT(EVENT_STATE, old, new));
 	if (is_birth(old, new)) {
+		if (new == TCP_SYN_SENT)
+			forget_stack(sk, info); /* of an earlier connection */
 		begin(sk, info, old, new);
 		/*
 		 * Before 6.18 a child has neither its peer nor its own cookie at
@@ -95,6 +99,8 @@ int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
 		info->flags |= INFO_HELD;
 	if (old == TCP_LISTEN && new == TCP_CLOSE)
 		flush_overflow(sk, now);
+	if (cfg_stacks && new == TCP_SYN_SENT && sk->sk_protocol == IPPROTO_TCP)
+		remember_stack(ctx, id_of(sk, info));
 	return emit_sock(sk, info, now, WHAT(EVENT_STATE, old, new));
 }
 
@@ -104,6 +110,7 @@ int BPF_PROG(st_destroy_sock, struct sock *sk)
 {
 	struct sock_info *info = info_of(sk, false);
 
+	forget_stack(sk, info);
 	if (!info)
 		return 0;
 	if (info->flags & INFO_HELD)
@@ -203,6 +210,8 @@ static __always_inline int accepted(struct trace_event_raw_sys_exit *ctx)
 	}
 	if (!cookie)
 		return 0;
+	if (cfg_stacks)
+		remember_stack(ctx, cookie);
 	e = reserve();
 	if (!e)
 		return 0;

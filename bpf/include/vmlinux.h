@@ -45,6 +45,8 @@ enum {
 	BPF_F_CLONE = 512,
 };
 enum { BPF_SK_STORAGE_GET_F_CREATE = 1 };
+enum { BPF_F_USER_STACK = 256 };
+enum bpf_func_id { BPF_FUNC_task_pt_regs = 175 };
 enum {
 	BPF_RB_NO_WAKEUP = 1,
 	BPF_RB_FORCE_WAKEUP = 2,
@@ -262,8 +264,14 @@ struct signal_struct {
 	atomic_t live;
 };
 
+struct mm_struct {
+	unsigned long start_code;
+	unsigned long start_stack;
+};
+
 struct task_struct {
 	unsigned int flags;
+	struct mm_struct *mm;
 	int pid;
 	int tgid;
 	u64 start_boottime;

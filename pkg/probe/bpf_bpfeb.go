@@ -31,6 +31,7 @@ type bpfCounters struct {
 	WindowNs      uint64
 	InWindow      uint64
 	Completing    uint64
+	StacksLost    uint64
 }
 
 type bpfDestroyed struct {
@@ -126,6 +127,18 @@ type bpfSockInfo struct {
 	OwnerComm    [16]uint8
 }
 
+type bpfStack struct {
+	_           structs.HostLayout
+	TaskStartNs uint64
+	StartCode   uint64
+	StartStack  uint64
+	Top         [8]uint64
+	Addresses   [32]uint64
+	Pid         uint32
+	Frames      uint32
+	Comm        [16]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -141,6 +154,7 @@ const (
 	bpfMapOverflows        = "overflows"
 	bpfMapSockInfos        = "sock_infos"
 	bpfMapSockInfosLru     = "sock_infos_lru"
+	bpfMapStacks           = "stacks"
 	bpfMapTotals           = "totals"
 	bpfProgStAbort         = "st_abort"
 	bpfProgStAccept        = "st_accept"
@@ -183,11 +197,13 @@ const (
 	bpfVarCfgRequests      = "cfg_requests"
 	bpfVarCfgResetReason   = "cfg_reset_reason"
 	bpfVarCfgSkHelpers     = "cfg_sk_helpers"
+	bpfVarCfgStacks        = "cfg_stacks"
 	bpfVarCfgTpSkaddr      = "cfg_tp_skaddr"
 	bpfVarCfgTree          = "cfg_tree"
 	bpfVarCfgWakeupBytes   = "cfg_wakeup_bytes"
 	bpfVarUnusedEvent      = "unused_event"
 	bpfVarUnusedInspection = "unused_inspection"
+	bpfVarUnusedStack      = "unused_stack"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -279,6 +295,7 @@ type bpfMapSpecs struct {
 	Overflows     *ebpf.MapSpec `ebpf:"overflows"`
 	SockInfos     *ebpf.MapSpec `ebpf:"sock_infos"`
 	SockInfosLru  *ebpf.MapSpec `ebpf:"sock_infos_lru"`
+	Stacks        *ebpf.MapSpec `ebpf:"stacks"`
 	Totals        *ebpf.MapSpec `ebpf:"totals"`
 }
 
@@ -297,11 +314,13 @@ type bpfVariableSpecs struct {
 	CfgRequests      *ebpf.VariableSpec `ebpf:"cfg_requests"`
 	CfgResetReason   *ebpf.VariableSpec `ebpf:"cfg_reset_reason"`
 	CfgSkHelpers     *ebpf.VariableSpec `ebpf:"cfg_sk_helpers"`
+	CfgStacks        *ebpf.VariableSpec `ebpf:"cfg_stacks"`
 	CfgTpSkaddr      *ebpf.VariableSpec `ebpf:"cfg_tp_skaddr"`
 	CfgTree          *ebpf.VariableSpec `ebpf:"cfg_tree"`
 	CfgWakeupBytes   *ebpf.VariableSpec `ebpf:"cfg_wakeup_bytes"`
 	UnusedEvent      *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedInspection *ebpf.VariableSpec `ebpf:"unused_inspection"`
+	UnusedStack      *ebpf.VariableSpec `ebpf:"unused_stack"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -335,6 +354,7 @@ type bpfMaps struct {
 	Overflows     *ebpf.Map `ebpf:"overflows"`
 	SockInfos     *ebpf.Map `ebpf:"sock_infos"`
 	SockInfosLru  *ebpf.Map `ebpf:"sock_infos_lru"`
+	Stacks        *ebpf.Map `ebpf:"stacks"`
 	Totals        *ebpf.Map `ebpf:"totals"`
 }
 
@@ -351,6 +371,7 @@ func (m *bpfMaps) Close() error {
 		m.Overflows,
 		m.SockInfos,
 		m.SockInfosLru,
+		m.Stacks,
 		m.Totals,
 	)
 }
@@ -370,11 +391,13 @@ type bpfVariables struct {
 	CfgRequests      *ebpf.Variable `ebpf:"cfg_requests"`
 	CfgResetReason   *ebpf.Variable `ebpf:"cfg_reset_reason"`
 	CfgSkHelpers     *ebpf.Variable `ebpf:"cfg_sk_helpers"`
+	CfgStacks        *ebpf.Variable `ebpf:"cfg_stacks"`
 	CfgTpSkaddr      *ebpf.Variable `ebpf:"cfg_tp_skaddr"`
 	CfgTree          *ebpf.Variable `ebpf:"cfg_tree"`
 	CfgWakeupBytes   *ebpf.Variable `ebpf:"cfg_wakeup_bytes"`
 	UnusedEvent      *ebpf.Variable `ebpf:"unused_event"`
 	UnusedInspection *ebpf.Variable `ebpf:"unused_inspection"`
+	UnusedStack      *ebpf.Variable `ebpf:"unused_stack"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

@@ -51,6 +51,9 @@ func OpenInspector() (*Inspector, error) {
 			return nil, fmt.Errorf("set %s: %w", bpfVarCfgSkHelpers, err)
 		}
 		spec.Maps[bpfMapSockInfosLru].MaxEntries = 1 // nobody fills it
+		if err = setStacks(spec, false); err != nil {
+			return nil, err
+		}
 		var i *Inspector
 		if i, err = newInspector(spec, nil); err == nil {
 			return i, nil

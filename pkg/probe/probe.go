@@ -38,6 +38,8 @@ type Options struct {
 	// NoStorage keeps the memory of sockets by address, as kernels before
 	// 5.12 need, where it could live in the sockets themselves.
 	NoStorage bool
+	// Stacks remembers where in the code each socket was opened, for Stack.
+	Stacks bool
 }
 
 // UnusableError says that this kernel, or these privileges, do not let us see
@@ -59,6 +61,7 @@ type Stats struct {
 	Requests      uint64 // SYNs that were queued (half-open connections), where the kernel lets us see them
 	Untold        uint64 // of those, without an event of their own: too many came at once
 	Skipped       uint64 // runs of our programs that the kernel skipped as they ran on that CPU already, since 5.12
+	StacksLost    uint64 // stacks for which there was no room
 }
 
 // Probe is the kernel side at work. Read belongs to one goroutine; Snapshot,
@@ -215,6 +218,9 @@ func (p *Probe) newSpec() (*ebpf.CollectionSpec, error) {
 	if err := spec.Variables[bpfVarCfgWakeupBytes].Set(p.opts.RingBytes / 32); err != nil {
 		return nil, fmt.Errorf("set %s: %w", bpfVarCfgWakeupBytes, err)
 	}
+	if err := setStacks(spec, p.opts.Stacks); err != nil {
+		return nil, err
+	}
 	return spec, setFilter(spec, &p.opts.Filter)
 }
 
@@ -335,6 +341,7 @@ func (p *Probe) Stats() (s Stats, err error) {
 		s.StorageFailed += c.StorageFailed
 		s.Requests += c.Requests
 		s.Untold += c.Untold
+		s.StacksLost += c.StacksLost
 	}
 	for _, prog := range p.progs {
 		// bpf_prog_inc_misses_counter; kernels that do not tell it say 0
