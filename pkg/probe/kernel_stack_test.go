@@ -194,4 +194,3 @@ func TestStackOff(t *testing.T) {
 		t.Errorf("only %v", length)
 	}
 }
-
