@@ -36,6 +36,7 @@ type leaksFlags struct {
 	watch    bool
 	max      int
 	examples int
+	compared bool
 }
 
 func newLeaks() *cobra.Command {
@@ -56,16 +57,31 @@ their age is not known exactly it says so: ≥ at least, ~ inferred.
 Alone it looks once and ends. --for watches first, so that ages are exact and
 growth is known. --watch goes on until Ctrl-C.
 
-Exit code 4 when more than --max sockets are leaked, 0 when not: fit for a
+--compare takes two recordings ('stated record'), before and after a fix, and
+says of each program and service which share of its connections leaked in each,
+and whether that is fixed, better, the same, or worse. It needs no privilege.
+
+Exit code 4 when more than --max sockets are leaked (in the second recording), 0 when not: fit for a
 health check, or to prove a fix.`,
 		Example: `  sudo stated leaks
   sudo stated leaks --comm java --by peer
   sudo stated leaks --for 60s
   sudo stated leaks --watch
   sudo stated leaks --state FIN_WAIT2,CLOSING,LAST_ACK --min-age 2m
-  sudo stated leaks --by none -o json | jq .`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return l.run(cmd) },
+  sudo stated leaks --by none -o json | jq .
+  stated leaks --compare before.rec after.rec`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if l.compared {
+				return nil
+			}
+			return cobra.NoArgs(cmd, args)
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if l.compared {
+				return l.compare(cmd, args)
+			}
+			return l.run(cmd)
+		},
 	}
 	l.live.register(cmd)
 	fs := cmd.Flags()
@@ -76,6 +92,7 @@ health check, or to prove a fix.`,
 	fs.DurationVar(&l.minAge, "min-age", 30*time.Second, "stuck is what stays in its state for this `TIME`")
 	fs.StringVar(&l.by, "by", "process", "group by `WHAT`: process (and service), peer, listener, container, none (each socket)")
 	fs.BoolVar(&l.watch, "watch", false, "report again every 2 seconds, in place on a terminal")
+	fs.BoolVar(&l.compared, "compare", false, "say what became of the leaks of one recording in another")
 	fs.IntVar(&l.max, "max", 0, "exit with 0 when at most `N` sockets are leaked")
 	fs.IntVar(&l.examples, "examples", 5, "show `N` sockets of each group")
 	return cmd

@@ -316,18 +316,20 @@ func TestSchemaVocabularies(t *testing.T) {
 	}
 	causes = append(causes, miniCauses[:]...)
 	for where, want := range map[string][]string{
-		"state":                                 states,
-		"known":                                 vocabulary(func(i int) string { return lifecycle.Known(i).String() }),
-		"outcome":                               vocabulary(func(i int) string { return lifecycle.Outcome(i).String() }),
-		"endpoints stated.connection.role":      vocabulary(func(i int) string { return lifecycle.Role(i).String() }),
-		"process stated.process.source":         vocabulary(func(i int) string { return event.OwnerSource(i).String() }),
-		"tcp.connection stated.close.initiator": vocabulary(func(i int) string { return lifecycle.Initiator(i).String() }),
-		"tcp.connection stated.reset.reason":    vocabulary(func(i int) string { return event.ResetReason(i).String() })[1:], // unknown is absent
-		"tcp.state_change stated.state.cause":   causes,
-		"tcp.connection severity_text":          {"INFO", "WARN"},
-		"socket stated.connection.role":         vocabulary(func(i int) string { return lifecycle.Role(i).String() }),
-		"tcp.leak stated.leak.opened_by":        vocabulary(func(i int) string { return lifecycle.Role(i).String() }),
-		"tcp.leak stated.leak.verdict":          vocabulary(func(i int) string { return leak.Verdict(i).String() }),
+		"state":                                         states,
+		"known":                                         vocabulary(func(i int) string { return lifecycle.Known(i).String() }),
+		"outcome":                                       vocabulary(func(i int) string { return lifecycle.Outcome(i).String() }),
+		"endpoints stated.connection.role":              vocabulary(func(i int) string { return lifecycle.Role(i).String() }),
+		"process stated.process.source":                 vocabulary(func(i int) string { return event.OwnerSource(i).String() }),
+		"tcp.connection stated.close.initiator":         vocabulary(func(i int) string { return lifecycle.Initiator(i).String() }),
+		"tcp.connection stated.reset.reason":            vocabulary(func(i int) string { return event.ResetReason(i).String() })[1:], // unknown is absent
+		"tcp.state_change stated.state.cause":           causes,
+		"tcp.connection severity_text":                  {"INFO", "WARN"},
+		"socket stated.connection.role":                 vocabulary(func(i int) string { return lifecycle.Role(i).String() }),
+		"tcp.leak stated.leak.opened_by":                vocabulary(func(i int) string { return lifecycle.Role(i).String() }),
+		"tcp.leak_comparison stated.comparison.verdict": vocabulary(func(i int) string { return leak.Progress(i).String() }),
+		"tcp.leak_comparison severity_text":             {"INFO", "WARN"},
+		"tcp.leak stated.leak.verdict":                  vocabulary(func(i int) string { return leak.Verdict(i).String() }),
 	} {
 		name, property, _ := strings.Cut(where, " ")
 		n := definitions(t)[name]
