@@ -63,6 +63,8 @@ static __always_inline void remember_closer(struct sock *sk, struct sock_info *i
 		return;
 	if (new == TCP_CLOSE || !task_did(sk, old, new))
 		return; /* a killer, or the closer of the listener */
+	if (BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), flags) & PF_KTHREAD)
+		return; /* a worker closes for somebody else */
 	info->owner_source = OWNER_CLOSE;
 	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
 	current_group(&info->owner_start_ns, info->owner_comm);

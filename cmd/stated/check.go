@@ -3,10 +3,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
-	"strings"
+	"io"
+	"slices"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/probe"
@@ -27,16 +30,8 @@ It exits with 0 if stated can work, and with 3 if it cannot.`,
 			}
 			defer p.Close()
 			out := cmd.OutOrStdout()
-			for _, h := range p.Hooks() {
-				if h.Unused {
-					continue // another row does it better
-				}
-				if h.Err == nil {
-					fmt.Fprintf(out, "ok       %s\n         gives: %s\n", h.Name, h.Buys)
-					continue
-				}
-				reason, _, _ := strings.Cut(h.Err.Error(), "\n")
-				fmt.Fprintf(out, "missing  %s\n         why: %s\n         without it: %s\n         needs: %s\n", h.Name, reason, h.Without, h.Needs)
+			for _, tier := range []probe.Tier{probe.TierCore, probe.TierCauses, probe.TierScan, probe.TierTrampolines} {
+				showTier(out, tier, p.Hooks())
 			}
 			verdict := "stated can work here"
 			if p.Partial() {
@@ -46,4 +41,41 @@ It exits with 0 if stated can work, and with 3 if it cannot.`,
 			return err
 		},
 	}
+}
+
+// showTier says what each hook of a tier gives, or what is lost without it, and
+// once for all of them why, and how to get them.
+func showTier(out io.Writer, tier probe.Tier, hooks []probe.HookStatus) {
+	var why, needs []string
+	note := func(list *[]string, text string) {
+		if !slices.Contains(*list, text) {
+			*list = append(*list, text)
+		}
+	}
+	fmt.Fprintf(out, "%s\n", tier)
+	for _, h := range hooks {
+		switch {
+		case h.Tier != tier, h.Unused: // another row does it better
+		case h.Err == nil:
+			fmt.Fprintf(out, "  ok       %s\n           gives: %s\n", h.Name, h.Buys)
+		default:
+			fmt.Fprintf(out, "  missing  %s\n           without it: %s\n", h.Name, h.Without)
+			note(&why, obstacle(h.Err))
+			note(&needs, h.Needs)
+		}
+	}
+	for _, text := range why {
+		fmt.Fprintf(out, "  why: %s\n", text)
+	}
+	for _, text := range needs {
+		fmt.Fprintf(out, "  it needs: %s\n", text)
+	}
+}
+
+// obstacle is why a hook does not work, for a person.
+func obstacle(err error) string {
+	if errors.Is(err, unix.EPERM) {
+		return "the kernel refuses such programs (operation not permitted)"
+	}
+	return firstLine(err)
 }

@@ -244,3 +244,20 @@ func lsSockets(t *testing.T, pid string) (list []string) {
 	slices.Sort(list)
 	return list
 }
+
+// TestCheck: every hook has a row, and each tier says why what is missing is.
+func TestCheck(t *testing.T) {
+	requireRoot(t)
+	out, stderr, code := runStated(t, "check")
+	if code != 0 {
+		t.Fatal(stderr)
+	}
+	for _, word := range []string{"core\n", "causes\n", "scan\n", "trampolines\n", "stated can work here"} {
+		if !strings.Contains(out, word) {
+			t.Errorf("no %q in\n%s", word, out)
+		}
+	}
+	if strings.Contains(out, "missing") != strings.Contains(out, "why: ") {
+		t.Errorf("something is missing, and nothing says why:\n%s", out)
+	}
+}

@@ -125,7 +125,8 @@ type Conn struct {
 	Socket   event.SocketID
 	Epoch    uint32 // counts the connections of this socket, from 0 (as far as we saw)
 	Netns    uint32
-	UID      uint32
+	UID      uint32 // owner of the socket, with UIDKnown
+	UIDKnown bool
 	Cgroup   uint64
 	Family   uint16
 	Protocol uint16

@@ -39,6 +39,7 @@ type linger struct {
 	cgroup   uint64
 	owner    Owner
 	uid      uint32
+	uidKnown bool
 	epoch    uint32
 	family   uint16
 	state    event.State
@@ -75,7 +76,7 @@ func (ls *lingers) conn(l *linger) *Conn {
 	}
 	c := &ls.scratch
 	*c = Conn{
-		Socket: l.socket, OwnID: l.ownID, Epoch: l.epoch, Netns: l.netns, UID: l.uid, Cgroup: l.cgroup,
+		Socket: l.socket, OwnID: l.ownID, Epoch: l.epoch, Netns: l.netns, UID: l.uid, UIDKnown: l.uidKnown, Cgroup: l.cgroup,
 		Family: l.family, Protocol: event.ProtoTCP, Local: addr(l.local, l.localPort), Peer: addr(l.peer, l.peerPort),
 		Role: l.role, Owner: l.owner, Acceptor: -1, State: l.state, FirstEvent: l.first,
 		Spans: append(c.Spans[:0], Span{Start: l.start, State: l.state, Known: l.known}),
@@ -161,7 +162,7 @@ func (t *Table) linger(c *Conn, e *event.Event) {
 	}
 	l := linger{
 		lingerKey: keyOf(c.Netns, c.Local, c.Peer), socket: c.Socket, start: c.LingerStart, first: c.FirstEvent, cgroup: c.Cgroup,
-		owner: c.Owner, uid: c.UID, epoch: c.Epoch, family: c.Family, state: c.Lingers, known: c.LingersKnown, role: c.Role, ownID: c.OwnID,
+		owner: c.Owner, uid: c.UID, uidKnown: c.UIDKnown, epoch: c.Epoch, family: c.Family, state: c.Lingers, known: c.LingersKnown, role: c.Role, ownID: c.OwnID,
 	}
 	l.deadline = l.start + lostLen
 	if l.known == Inferred {

@@ -32,8 +32,8 @@ func (c *Conn) learn(e *event.Event) {
 	if e.Cgroup != 0 {
 		c.Cgroup = e.Cgroup
 	}
-	if !e.Flags.Has(event.FlagPartial) || e.Flags.Has(event.FlagTask) {
-		c.UID = e.UID
+	if e.Flags&(event.FlagPartial|event.FlagMini) == 0 || e.Flags.Has(event.FlagTask) {
+		c.UID, c.UIDKnown = e.UID, true
 	}
 	c.own(e.Owner, e.OwnerSource)
 	if e.Flags.Has(event.FlagPartial) {

@@ -218,7 +218,8 @@ var scriptedOpens = []scripted{
 		ends: []string{listenerEnd, "server reset_by_peer peer by accept"},
 	},
 	{
-		name: "Fast Open accepted in SYN_RECV",
+		name:   "Fast Open accepted in SYN_RECV",
+		unborn: true,
 		run: func(s *script) {
 			fd, c := fastOpen(s)
 			c.Send(peer.ACK)
@@ -229,7 +230,8 @@ var scriptedOpens = []scripted{
 		ends: []string{listenerEnd, "server reset_by_peer peer by accept"},
 	},
 	{
-		name: "Fast Open closed in SYN_RECV",
+		name:   "Fast Open closed in SYN_RECV",
+		unborn: true,
 		run: func(s *script) {
 			fd, c := fastOpen(s)
 			readN(fd, 4)

@@ -107,7 +107,9 @@ var scenarios = []struct {
 		run: func(s *space) {
 			c, a := s.pair(0)
 			linger0(c)
-			s.close(c, a)
+			s.close(c)
+			wait(a, event.StateClose)
+			s.close(a)
 		},
 		want:  []string{listener, client + "ESTABLISHED>CLOSE", server + "ESTABLISHED>CLOSE"},
 		ends:  []string{"listener listen_ended local", "client reset_linger local", "server reset_by_peer peer"},

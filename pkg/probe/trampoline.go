@@ -29,7 +29,7 @@ func trampolines() []Hook {
 			Name: "fexit __inet_csk_reqsk_queue_drop", Program: bpfProgStReqDrop, params: []string{"sk", "req", "from_timer"}, byCookie: true,
 			onlyWith: bpfProgStComplete,
 			Buys:     "how half-open connections end",
-			Without:  "the next row, which does not know what a timer ended",
+			Without:  "how half-open connections end is told, but not which a timer ended",
 		},
 		{
 			Name: "fexit inet_csk_reqsk_queue_drop", Program: bpfProgStReqDropOld, params: []string{"sk", "req"}, byCookie: true,
@@ -40,18 +40,18 @@ func trampolines() []Hook {
 		{
 			Name: "fentry tcp_req_err", Program: bpfProgStReqErr, params: []string{"sk", "seq", "abort"}, byCookie: true,
 			Buys:    "half-open connections that an ICMP error ended",
-			Without: "taken for a reset",
+			Without: "such an end is taken for a reset",
 		},
 		{
 			Name: "fexit tcp_get_cookie_sock", Program: bpfProgStCookieTsoff, params: []string{"sk", "skb", "req", "dst", "tsoff"},
 			Buys:    "connections made of a SYN cookie",
-			Without: "the next row",
+			Without: "connections made of a SYN cookie look like others",
 		},
 		{
 			Name: "fexit tcp_get_cookie_sock", Program: bpfProgStCookie, params: []string{"sk", "skb", "req", "dst"},
 			insteadOf: bpfProgStCookieTsoff,
 			Buys:      "connections made of a SYN cookie, on kernels where the function has four arguments",
-			Without:   "they look like others",
+			Without:   "connections made of a SYN cookie look like others",
 		},
 		{
 			Name: "fentry tcp_conn_request", Program: bpfProgStConnRequest, params: []string{"rsk_ops", "af_ops", "sk"}, byCookie: true,
@@ -61,7 +61,7 @@ func trampolines() []Hook {
 		{
 			Name: "fentry security_sock_graft", Program: bpfProgStGraft, params: []string{"sk", "parent"},
 			Buys:    "the moment and the process of accept(), io_uring's included",
-			Without: "told when the system call returns; a connection accepted through io_uring has the listener's owner",
+			Without: "accept() is told when the system call returns; a connection accepted through io_uring has the listener's owner",
 		},
 		{
 			Name: "fentry tcp_time_wait", Program: bpfProgStTimeWait, params: []string{"sk", "state", "timeo"}, byCookie: true,
@@ -76,27 +76,27 @@ func trampolines() []Hook {
 		{
 			Name: "fentry inet_twsk_kill", Program: bpfProgStTwKill, params: []string{"tw"}, byCookie: true,
 			Buys:    "when TIME_WAIT ends",
-			Without: "inferred from its fixed length of 60 s, and from snapshots",
+			Without: "the end of TIME_WAIT is inferred from its fixed length of 60 s, and from snapshots",
 		},
 		{
 			Name: "fentry inet_twsk_deschedule_put", Program: bpfProgStTwEarly, params: []string{"tw"}, byCookie: true,
 			Buys:    "TIME_WAIT that ends early",
-			Without: "told by its length",
+			Without: "an early end of TIME_WAIT is told by snapshots",
 		},
 		{
 			Name: "fentry tcp_timewait_state_process", Program: bpfProgStTwSegment, params: []string{"tw", "skb", "th"}, byCookie: true,
 			Buys:    "TIME_WAIT ended by a RST or a SYN of the peer",
-			Without: "an early end has no cause",
+			Without: "an early end of TIME_WAIT has no cause",
 		},
 		{
 			Name: "fexit tcp_twsk_unique", Program: bpfProgStTwUnique, params: []string{"sk", "sktw", "twp"}, byCookie: true,
 			Buys:    "TIME_WAIT ended by a connect() that takes its addresses",
-			Without: "an early end has no cause",
+			Without: "an early end of TIME_WAIT has no cause",
 		},
 		{
 			Name: "fentry tcp_abort", Program: bpfProgStAbort, params: []string{"sk", "err"}, byCookie: true,
 			Buys:    "who kills half-open connections and TIME_WAIT (ss -K)",
-			Without: "such an end has no cause",
+			Without: "such an end is told without its killer",
 		},
 	}
 	for i := range list {

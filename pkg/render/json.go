@@ -119,7 +119,9 @@ func about(b []byte, c *lifecycle.Conn) []byte {
 	}
 	b = text(b, "stated.process.source", c.Owner.Source.String())
 	b = process(b, "process.", &c.Owner.Task)
-	b = identity(b, "user.id", uint64(c.UID))
+	if c.UIDKnown {
+		b = identity(b, "user.id", uint64(c.UID))
+	}
 	if c.Cgroup != 0 {
 		b = identity(b, "stated.cgroup.id", c.Cgroup)
 	}

@@ -26,7 +26,7 @@ const ms = int64(time.Millisecond)
 func conns() []*lifecycle.Conn {
 	base := func() *lifecycle.Conn {
 		return &lifecycle.Conn{
-			Socket: 0x1002, Netns: 4026531840, Family: 2, Protocol: event.ProtoTCP, Acceptor: -1, FirstEvent: 1000 * ms,
+			Socket: 0x1002, UIDKnown: true, Netns: 4026531840, Family: 2, Protocol: event.ProtoTCP, Acceptor: -1, FirstEvent: 1000 * ms,
 			Local: netip.MustParseAddrPort("10.0.0.5:51234"), Peer: netip.MustParseAddrPort("93.184.216.34:443"),
 			Role: lifecycle.RoleClient, State: event.StateClose, FromStart: true,
 			Owner: lifecycle.Owner{Task: event.Task{PID: 4242, Comm: event.MakeComm("curl")}, Source: event.OwnerConnect},

@@ -299,7 +299,9 @@ func (r *Writer) appendWide(b []byte, c *lifecycle.Conn) []byte {
 		b = appendHex(append(b, "  sk:"...), uint64(c.Socket))
 	}
 	b = appendInt(append(b, " netns:"...), int64(c.Netns))
-	b = appendInt(append(b, " uid:"...), int64(c.UID))
+	if c.UIDKnown {
+		b = appendInt(append(b, " uid:"...), int64(c.UID))
+	}
 	if c.Cgroup != 0 {
 		b = appendInt(append(b, " cgroup:"...), int64(c.Cgroup))
 	}
