@@ -15,6 +15,7 @@ import (
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 	"github.com/stated-tcp/stated/pkg/probe"
 	"github.com/stated-tcp/stated/pkg/render"
+	"github.com/stated-tcp/stated/pkg/symbol"
 )
 
 // errLeaks is the exit code of a report that found more than --max.
@@ -22,7 +23,7 @@ var errLeaks = errors.New("leaks found")
 
 // groupings are the values of --by.
 var groupings = map[string]leak.Key{
-	"process": leak.ByProcess, "peer": leak.ByPeer, "listener": leak.ByListener, "none": leak.ByNone,
+	"process": leak.ByProcess, "peer": leak.ByPeer, "listener": leak.ByListener, "stack": leak.ByStack, "none": leak.ByNone,
 }
 
 // byContainer is the value of --by that needs to look processes up.
@@ -34,6 +35,7 @@ type leaksFlags struct {
 	minAge   time.Duration
 	by       string
 	watch    bool
+	stacks   bool
 	max      int
 	examples int
 	compared bool
@@ -54,6 +56,10 @@ read, nothing is left to read and close() is missing, shutdown() without
 close(). Sockets that were stuck before stated began are found as well; where
 their age is not known exactly it says so: ≥ at least, ~ inferred.
 
+--stacks also shows where in the code they were opened: the functions that led to
+connect() or accept(). That is known of connections made while stated watches,
+so it needs --for or --watch, and of programs with frame pointers (Go has them).
+
 Alone it looks once and ends. --for watches first, so that ages are exact and
 growth is known. --watch goes on until Ctrl-C.
 
@@ -67,6 +73,7 @@ health check, or to prove a fix.`,
   sudo stated leaks --comm java --by peer
   sudo stated leaks --for 60s
   sudo stated leaks --watch
+  sudo stated leaks --for 5m --stacks
   sudo stated leaks --state FIN_WAIT2,CLOSING,LAST_ACK --min-age 2m
   sudo stated leaks --by none -o json | jq .
   stated leaks --compare before.rec after.rec`,
@@ -90,7 +97,8 @@ health check, or to prove a fix.`,
 	fs.Lookup("min-duration").Hidden = true
 	l.out.registerFormat(cmd)
 	fs.DurationVar(&l.minAge, "min-age", 30*time.Second, "stuck is what stays in its state for this `TIME`")
-	fs.StringVar(&l.by, "by", "process", "group by `WHAT`: process (and service), peer, listener, container, none (each socket)")
+	fs.StringVar(&l.by, "by", "process", "group by `WHAT`: process (and service), peer, listener, container, stack, none (each socket)")
+	fs.BoolVar(&l.stacks, "stacks", false, "with --for or --watch, show where in the code the sockets were opened")
 	fs.BoolVar(&l.watch, "watch", false, "report again every 2 seconds, in place on a terminal")
 	fs.BoolVar(&l.compared, "compare", false, "say what became of the leaks of one recording in another")
 	fs.IntVar(&l.max, "max", 0, "exit with 0 when at most `N` sockets are leaked")
@@ -105,7 +113,11 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 	}
 	switch {
 	case groupings[l.by] == nil && l.by != byContainer:
-		return usagef("--by %q: one of process, peer, listener, container, none", l.by)
+		return usagef("--by %q: one of process, peer, listener, container, stack, none", l.by)
+	case l.by == "stack" && !l.stacks:
+		return usagef("--by stack groups by what --stacks shows: add --stacks")
+	case l.stacks && !l.watch && l.live.span == 0:
+		return usagef("--stacks is known of connections made while stated watches: add --for 60s, or --watch")
 	case l.minAge < 0, l.max < 0, l.examples < 0, l.live.span < 0:
 		return usagef("--min-age, --max, --examples and --for cannot be negative")
 	case want.MinDuration != 0:
@@ -142,7 +154,7 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 			out.Clear()
 		}
 		out.Leaks(&render.Leaks{Report: r, Groups: groups, Processes: processes.withDescriptors,
-			Waits: processes.waits, Container: container, Growth: growth, MinAge: int64(l.minAge), Examples: l.examples, Each: l.by == "none"})
+			Waits: processes.waits, Container: container, Growth: growth, MinAge: int64(l.minAge), Examples: l.examples, Each: l.by == "none", Stacks: l.stacks})
 		return out.Flush()
 	}
 	if l.watch || l.live.span > 0 {
@@ -169,11 +181,15 @@ func lookOnce(leaks *agent.Leaks) error {
 
 // observe follows all connections, so that ages are exact.
 func (l *leaksFlags) observe(cmd *cobra.Command, leaks *agent.Leaks) error {
-	p, err := probe.Open(probe.Options{RingBytes: l.live.ring, NoStorage: l.live.noStore})
+	p, err := probe.Open(probe.Options{RingBytes: l.live.ring, NoStorage: l.live.noStore, Stacks: l.stacks})
 	if err != nil {
 		return err
 	}
 	defer p.Close()
+	if l.stacks {
+		leaks.Stacks = &agent.Stacks{Source: p, Symbols: symbol.New(symbol.Options{Lines: true})}
+		defer l.tellLost(cmd, p)
+	}
 	inspector, err := p.Inspector()
 	if err != nil {
 		return &probe.UnusableError{Reason: err.Error(), Err: err}
@@ -202,6 +218,13 @@ func (l *leaksFlags) observe(cmd *cobra.Command, leaks *agent.Leaks) error {
 		return err
 	}
 	return leaks.Tell()
+}
+
+// tellLost says of how many sockets there is no stack because there was no room.
+func (l *leaksFlags) tellLost(cmd *cobra.Command, p *probe.Probe) {
+	if stats, err := p.Stats(); err == nil && stats.StacksLost > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "stated: no room for the stacks of %d sockets\n", stats.StacksLost)
+	}
 }
 
 // quiet watches without reporting.

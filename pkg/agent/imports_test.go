@@ -21,10 +21,11 @@ var imports = map[string][]string{
 	"pkg/explain":           {"pkg/event"},
 	"pkg/proc":              {"pkg/event"},
 	"pkg/census":            {"pkg/event", "pkg/lifecycle"},
-	"pkg/leak":              {"pkg/event", "pkg/lifecycle", "pkg/census"},
+	"pkg/leak":              {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/symbol"},
 	"pkg/filter":            {"pkg/event", "pkg/lifecycle", "pkg/census"},
 	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak"},
 	"pkg/story":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/explain", "pkg/render"},
+	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/symbol"},
 	"pkg/metrics":           {"pkg/event", "pkg/lifecycle", "pkg/render", "pkg/probe", "pkg/spool", "pkg/sink", "github.com/prometheus/client_golang"},
 	"pkg/kerneltest":        {}, // its tests: anything
 	"pkg/symbol":            {"github.com/ianlancetaylor/demangle"},
@@ -42,7 +43,7 @@ var imports = map[string][]string{
 	"pkg/kerneltest/churn":  {},
 	"pkg/kerneltest/hoard":  {},
 	"pkg/kerneltest/peer":   {},
-	"pkg/agent": {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording",
+	"pkg/agent": {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording", "pkg/symbol",
 		"pkg/block", "pkg/spool", "pkg/sink", "pkg/sink/flat", "pkg/sink/file", "pkg/sink/forward", "pkg/sink/http",
 		"pkg/sink/journald", "pkg/sink/otlp", "pkg/sink/syslog", "go.yaml.in/yaml/v3"},
 }

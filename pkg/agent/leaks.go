@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"errors"
 	"time"
 
 	"github.com/stated-tcp/stated/pkg/census"
@@ -22,6 +23,7 @@ type Leaks struct {
 	Now       func() (boot, wall int64)
 	Table     *lifecycle.Table // nil: without history
 	Every     time.Duration    // between reports while events are consumed
+	Stacks    *Stacks          // nil: where in the code is not asked for
 	// Show gets each report. An error ends the watching.
 	Show func(r leak.Report, groups []leak.Group, growth map[string]float64, err error) error
 
@@ -40,6 +42,9 @@ func (l *Leaks) Report() (leak.Report, []leak.Group, error) {
 	c, err := Look(l.Inspector, l.Rules.States, now, history)
 	c.Drop(func(s *census.Socket) bool { return s.New != event.StateListen && !l.Filter.Socket(s) })
 	r := leak.Find(c, l.Rules)
+	if l.Stacks != nil {
+		err = errors.Join(err, l.Stacks.Name(r.Findings))
+	}
 	return r, r.Group(l.By), err
 }
 

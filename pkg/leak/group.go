@@ -110,6 +110,15 @@ func ByContainer(container func(event.Task) string) Key {
 // Host is the key of ByContainer for processes in no container.
 const Host = "host"
 
+// ByStack groups by where in the code the socket was opened, whichever process
+// of the program did. Those of which that is not known are grouped by process.
+func ByStack(f *Finding) string {
+	if f.Stack == nil {
+		return ByProcess(f)
+	}
+	return f.Stack.Key
+}
+
 // ByNone makes each finding a group.
 func ByNone(f *Finding) string {
 	return strconv.FormatUint(uint64(f.Sighting.Socket), 16) + "/" + strconv.FormatUint(f.Inode, 10)

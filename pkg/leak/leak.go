@@ -51,6 +51,7 @@ type Finding struct {
 	Verdict Verdict
 	Why     string // for Unknown: a constant sentence
 	Unread  uint32 // bytes of payload that nobody has read
+	Stack   *Stack // where in the code it was opened; nil unknown
 }
 
 // Rules say what is too long.

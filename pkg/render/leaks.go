@@ -46,6 +46,7 @@ type Leaks struct {
 	MinAge   int64 // nanoseconds
 	Examples int   // sockets shown of each group
 	Each     bool  // each socket is a group: one record a socket
+	Stacks   bool  // show where in the code the sockets were opened
 }
 
 // meaning says a verdict in a sentence.
@@ -112,6 +113,10 @@ func (l *Leaks) appendTotal(b []byte) []byte {
 		b = append(b, " of unknown age: --for "...)
 		b = append(b, time.Duration(l.MinAge).String()...)
 		b = append(b, " tells"...)
+	}
+	if n := l.withoutStack(); n > 0 {
+		b = appendInt(append(b, "; "...), int64(n))
+		b = append(b, " without a stack: opened before stated began"...)
 	}
 	return append(b, '\n')
 }
@@ -183,6 +188,9 @@ func (r *Writer) textLeak(l *Leaks, g *leak.Group) {
 		r.wrapped(2, "", append(b, " of silence: its keep-alive time-out is shorter than ours"...))
 	}
 	r.textFDs(l, g, owners)
+	if l.Stacks {
+		r.textOrigins(g)
+	}
 	shown := min(len(g.Findings), l.Examples)
 	for i := range g.Findings[:shown] {
 		r.textFinding(l, &g.Findings[i], g)

@@ -51,6 +51,9 @@ func (r *Writer) jsonLeak(l *Leaks, g *leak.Group) {
 	if worst == leak.Unknown {
 		b = text(b, "stated.leak.unknown_why", oldest.Why)
 	}
+	if l.Stacks {
+		b = jsonOrigin(b, g)
+	}
 	b = number(b, "stated.leak.oldest_age_ns", oldest.Age.Min)
 	b = text(b, "stated.leak.age_known", oldest.Age.Known.String())
 	m := r.appendHeadline(nil, l, g, owners)

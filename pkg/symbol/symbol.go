@@ -139,12 +139,11 @@ func (p *Process) Frames(stack []uint64) []Frame {
 func (p *Process) frame(addr uint64) []Frame {
 	f := Frame{Address: addr}
 	pc := addr - 1
-	i := sort.Search(len(p.maps), func(i int) bool { return p.maps[i].end > pc })
-	if i == len(p.maps) || pc < p.maps[i].start {
+	m, ok := p.mapping(pc)
+	if !ok {
 		f.Note = "in no mapping"
 		return []Frame{f}
 	}
-	m := p.maps[i]
 	f.Module = m.path
 	switch {
 	case m.anonymous():
@@ -160,6 +159,20 @@ func (p *Process) frame(addr uint64) []Frame {
 		return []Frame{f}
 	}
 	return mod.frames(f, pc-m.start+m.offset)
+}
+
+// mapping returns the executable mapping that an instruction is in.
+func (p *Process) mapping(pc uint64) (mapping, bool) {
+	i := sort.Search(len(p.maps), func(i int) bool { return p.maps[i].end > pc })
+	if i == len(p.maps) || pc < p.maps[i].start {
+		return mapping{}, false
+	}
+	return p.maps[i], true
+}
+
+func (p *Process) executable(pc uint64) bool {
+	_, ok := p.mapping(pc)
+	return ok
 }
 
 func (p *Process) jitFrame(f Frame, pc uint64) Frame {

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/* Opens connections at two places, and keeps its ends: the other side closes. */
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static struct sockaddr_in at = {.sin_family = AF_INET};
+static int listener;
+
+/* Not last in its function, so that it is no jump. */
+#define OPENS(name)                                                         \
+	__attribute__((noinline)) int name(void)                                \
+	{                                                                       \
+		int fd = socket(AF_INET, SOCK_STREAM, 0);                           \
+		if (connect(fd, (struct sockaddr *)&at, sizeof(at))) exit(1);       \
+		close(accept(listener, NULL, NULL));                                \
+		return fd;                                                          \
+	}
+
+OPENS(open_in_pool)
+OPENS(open_for_report)
+
+__attribute__((noinline)) int accept_request(void)
+{
+	int fd, peer = socket(AF_INET, SOCK_STREAM, 0);
+
+	if (connect(peer, (struct sockaddr *)&at, sizeof(at))) exit(1);
+	fd = accept(listener, NULL, NULL);
+	close(peer);
+	return fd;
+}
+
+int main(void)
+{
+	socklen_t n = sizeof(at);
+	char line[9];
+
+	listener = socket(AF_INET, SOCK_STREAM, 0);
+	at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	if (bind(listener, (struct sockaddr *)&at, n) || listen(listener, 9) || getsockname(listener, (struct sockaddr *)&at, &n)) return 1;
+	if (!fgets(line, sizeof(line), stdin)) return 1; /* now we are watched */
+	for (int i = 0; i < 3; i++) open_in_pool();
+	for (int i = 0; i < 2; i++) open_for_report();
+	accept_request();
+	printf("leaked\n");
+	fflush(stdout);
+	return fgets(line, sizeof(line), stdin) != NULL;
+}
