@@ -90,6 +90,8 @@ func TestUsageErrors(t *testing.T) {
 		{"trace --color sometimes", 2, "auto, always, never"},
 		{"leaks --by moon", 2, "process, peer"},
 		{"leaks --max -1", 2, "negative"},
+		{"leaks --stacks", 2, "--watch"},
+		{"leaks --for 1s --by stack", 2, "add --stacks"},
 		{"leaks --min-duration 3s", 2, "--min-age"},
 		{"leaks --compare a.rec", 2, "two recordings"},
 		{"leaks --compare --by peer a.rec b.rec", 2, "--by does not go"},

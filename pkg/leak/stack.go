@@ -18,18 +18,25 @@ type Stack struct {
 	Cut    string         // why outer frames may be missing; "" if none are
 }
 
-// NewStack makes a Stack of frames, innermost first. A frame in no mapping is
-// no caller, but what a function without frame pointers had in that register: it
-// differs from call to call, and ends the stack. deeper says that there were
-// more frames than could be taken.
+// NewStack makes a Stack of frames, innermost first. It ends with the function
+// that its thread began with, and before a frame in no mapping: that is no
+// caller, but what a function without frame pointers had in that register, and
+// differs from call to call. deeper says that there were more frames than could
+// be taken.
 func NewStack(frames []symbol.Frame, deeper bool) *Stack {
 	known := frames
-	if i := slices.IndexFunc(frames, func(f symbol.Frame) bool { return f.Module == "" }); i > 0 {
-		known, frames = frames[:i], frames[:i+1]
-		deeper = false
+	for i := range frames {
+		if symbol.Cut(frames[:i+1]) == "" {
+			known, frames, deeper = frames[:i+1], frames[:i+1], false
+			break
+		}
+		if frames[i].Module == "" && i > 0 {
+			known, frames, deeper = frames[:i], frames[:i+1], false
+			break
+		}
 	}
 	s := &Stack{Frames: known, Cut: symbol.Cut(frames)}
-	if deeper && s.Cut != "" {
+	if deeper {
 		s.Cut = "cut: the stack is deeper than what was taken"
 	}
 	for i := range known {

@@ -115,8 +115,8 @@ func (l *Leaks) appendTotal(b []byte) []byte {
 		b = append(b, " tells"...)
 	}
 	if n := l.withoutStack(); n > 0 {
-		b = appendInt(append(b, "; "...), int64(n))
-		b = append(b, " without a stack: opened before stated began"...)
+		b = appendInt(append(b, '\n'), int64(n))
+		b = append(b, " of them without a stack: not accepted, or opened before stated began"...)
 	}
 	return append(b, '\n')
 }

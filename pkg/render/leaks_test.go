@@ -14,6 +14,7 @@ import (
 	"github.com/stated-tcp/stated/pkg/census"
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/leak"
+	"github.com/stated-tcp/stated/pkg/symbol"
 )
 
 // stuckSockets is a census with a leak of each kind, a hostile process and
@@ -120,6 +121,37 @@ func leaksByContainer() *Leaks {
 	return l
 }
 
+// leaksWithStacks are the leaks by two places in the code, one of them as a
+// hostile program names it, and one socket of which it is not known.
+func leaksWithStacks(by leak.Key) *Leaks {
+	l := leaksOf(by, false)
+	frame := func(function, file string, line int, module string) symbol.Frame {
+		return symbol.Frame{Address: 0x401000, Function: function, File: file, Line: line, Module: module, Offset: 0x2a}
+	}
+	whole := []symbol.Frame{
+		frame("syscall.Connect", "/usr/local/go/src/syscall/syscall_unix.go", 252, "/srv/app"),
+		frame("net.Dial", "/usr/local/go/src/net/dial.go", 101, "/srv/app"),
+		frame("main.(*pool).get", "/src/app/pool.go", 41, "/srv/app"),
+	}
+	for range 14 {
+		whole = append(whole, frame("main.retry", "/src/app/retry.go", 9, "/srv/app"))
+	}
+	for i := range 12 {
+		whole = append(whole, frame("main.descend", "/src/app/tree.go", 20+i, "/srv/app"))
+	}
+	whole = append(whole, frame("runtime.goexit", "/usr/local/go/src/runtime/asm_amd64.s", 1700, "/srv/app"))
+	hostile := []symbol.Frame{
+		frame("connect", "", 0, "/lib/libc.so.6"), frame("evil\x1b[2J\n\"x", "", 0, "/tmp/\xff\n/lib.so"), frame("", "", 0, "/opt/stripped"),
+		{Address: 0xdeadbeef, Note: "in no mapping"},
+	}
+	places := []*leak.Stack{leak.NewStack(whole, false), leak.NewStack(hostile, false)}
+	for i := range l.Findings[1:] {
+		l.Findings[1+i].Stack = places[min(i/4, 1)]
+	}
+	l.Groups, l.Stacks = l.Group(by), true
+	return l
+}
+
 func TestLeaksGolden(t *testing.T) {
 	for name, tt := range map[string]struct {
 		o Options
@@ -131,6 +163,8 @@ func TestLeaksGolden(t *testing.T) {
 		"each.json":      {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksOf(leak.ByNone, true)) }},
 		"container.text": {Options{}, func(w *Writer) { w.Leaks(leaksByContainer()) }},
 		"container.json": {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksByContainer()) }},
+		"stacks.text":    {Options{}, func(w *Writer) { w.Leaks(leaksWithStacks(leak.ByProcess)) }},
+		"stacks.json":    {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksWithStacks(leak.ByStack)) }},
 		"none.text": {Options{}, func(w *Writer) {
 			w.Leaks(&Leaks{MinAge: 30e9, Report: leak.Report{Young: 2, Undecided: 1}})
 		}},
@@ -165,7 +199,7 @@ func golden(t *testing.T, name, got string) {
 			if !json.Valid([]byte(line)) {
 				t.Errorf("no JSON: %s", line)
 			}
-		} else if name == "leaks.text" && utf8.RuneCountInString(line) > Width {
+		} else if (name == "leaks.text" || name == "stacks.text") && utf8.RuneCountInString(line) > Width {
 			t.Errorf("%d columns: %s", utf8.RuneCountInString(line), line)
 		}
 		if name != "color" && (strings.ContainsAny(line, "\x1b\n") || strings.Contains(line, "\xff")) {

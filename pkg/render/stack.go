@@ -21,13 +21,32 @@ const (
 var plumbing = []string{"syscall.", "internal/", "runtime.", "runtime/", "net.", "golang.org/x/sys/unix."}
 
 // ordinary reports whether a frame says nothing of the program: the C library,
-// and what Go has in its place.
+// and what Go and Node have in its place.
 func ordinary(f *symbol.Frame) bool {
-	if strings.HasSuffix(f.File, ".go") || strings.HasSuffix(f.File, ".s") {
+	switch {
+	case strings.HasSuffix(f.File, ".go"), strings.HasSuffix(f.File, ".s"):
 		return slices.ContainsFunc(plumbing, func(p string) bool { return strings.HasPrefix(f.Function, p) })
+	case f.Module == "[jit]":
+		return strings.Contains(f.Function, " node:")
 	}
 	lib := path.Base(f.Module)
 	return slices.ContainsFunc([]string{"libc.so", "libc-", "ld-musl-", "libpthread"}, func(p string) bool { return strings.HasPrefix(lib, p) })
+}
+
+// fromProgram leaves out the innermost frames that are not the program's own:
+// in front of generated code also those of the machine that runs it.
+func fromProgram(frames []symbol.Frame) []symbol.Frame {
+	generated := func(f symbol.Frame) bool { return f.Module == "[jit]" && f.Function != "" }
+	for _, own := range []func(symbol.Frame) bool{
+		func(f symbol.Frame) bool { return generated(f) && !ordinary(&f) },
+		generated,
+		func(f symbol.Frame) bool { return !ordinary(&f) },
+	} {
+		if first := slices.IndexFunc(frames, own); first >= 0 {
+			return frames[first:]
+		}
+	}
+	return frames
 }
 
 // appendFrame says a frame in one line.
@@ -76,16 +95,22 @@ func (r *Writer) textOrigins(g *leak.Group) {
 
 func (r *Writer) textOrigin(o *leak.Origin) {
 	r.lineOf(2, "", append(appendInt(r.line[:0], int64(o.Sockets)), " opened at"...))
-	frames := o.Frames
-	if first := slices.IndexFunc(frames, func(f symbol.Frame) bool { return !ordinary(&f) }); first > 0 {
-		frames = frames[first:]
-	}
-	shown := min(len(frames), shownFrames)
-	for i := range frames[:shown] {
-		r.lineOf(6, "", appendFrame(r.line[:0], &frames[i]))
-	}
-	if more := len(frames) - shown; more > 0 {
-		r.lineOf(6, styleDim, append(appendInt(append(r.line[:0], "and "...), int64(more)), " more"...))
+	frames := fromProgram(o.Frames)
+	for shown := 0; len(frames) > 0; shown++ {
+		if shown == shownFrames {
+			r.lineOf(6, styleDim, append(appendInt(append(r.line[:0], "and "...), int64(len(frames))), " more"...))
+			break
+		}
+		same := 1
+		for same < len(frames) && frames[same] == frames[0] {
+			same++
+		}
+		b := appendFrame(r.line[:0], &frames[0])
+		if same > 1 {
+			b = append(appendInt(append(b, "  ("...), int64(same)), " times)"...)
+		}
+		r.lineOf(6, "", b)
+		frames = frames[same:]
 	}
 	if o.Cut != "" {
 		r.wrapped(6, styleDim, EscapeText(r.line[:0], []byte(o.Cut)))

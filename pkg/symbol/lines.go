@@ -62,7 +62,7 @@ func (l *lineTable) expand(f Frame, pc uint64) (out []Frame) {
 		return out
 	}
 	var line dwarf.LineEntry
-	if lr.SeekPC(pc, &line) != nil {
+	if lr.SeekPC(pc, &line) != nil && !seekSequences(lr, pc, &line) {
 		return out
 	}
 	chain := l.inlined(r, pc)
@@ -78,6 +78,21 @@ func (l *lineTable) expand(f Frame, pc uint64) (out []Frame) {
 	}
 	f.File, f.Line, f.Note = file, num, ""
 	return append(frames, f)
+}
+
+// seekSequences finds what LineReader.SeekPC gives up on: an address below that
+// of the first sequence of its compile unit, as main() is, which GCC puts into
+// .text.startup in front of .text.
+func seekSequences(lr *dwarf.LineReader, pc uint64, line *dwarf.LineEntry) bool {
+	var next dwarf.LineEntry
+	within := false
+	for lr.Reset(); lr.Next(&next) == nil; {
+		if within && line.Address <= pc && pc < next.Address {
+			return true
+		}
+		*line, within = next, !next.EndSequence
+	}
+	return false
 }
 
 // inlined returns the inlined calls at pc in the compile unit that r is in, outermost first.

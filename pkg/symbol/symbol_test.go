@@ -268,6 +268,22 @@ int main(void) { host(); printf("pc %p\n\n", pc); fflush(stdout); return getchar
 	}
 }
 
+// TestLineOfMain: GCC puts main into a section in front of the rest, a sequence
+// of its own at the end of the line table.
+func TestLineOfMain(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/a.c", cSource)
+	build(t, dir, "gcc", "-O2", "-g", "-o", "a", "a.c")
+	pid, lines := run(t, dir, nil, "./a")
+	p := open(t, New(Options{Lines: true}), pid)
+	for _, l := range lines {
+		fs := p.Frames([]uint64{addrOf(t, l) + 1})
+		if f := fs[len(fs)-1]; !strings.HasSuffix(f.File, "a.c") || f.Line == 0 {
+			t.Errorf("%s: %+v", l, fs)
+		}
+	}
+}
+
 func machineName() string {
 	out, _ := exec.Command("uname", "-m").Output()
 	return strings.TrimSpace(string(out))

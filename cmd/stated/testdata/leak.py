@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # Opens connections at two places, and keeps its ends: the other side closes.
+# With an argument it then goes on as another program, which inherits them.
+import os
 import socket
 import sys
 
@@ -23,10 +25,15 @@ def open_for_report():
     connect()
 
 
+print("ready", flush=True)
 sys.stdin.readline()  # now we are watched
 for _ in range(3):
     open_in_pool()
 for _ in range(2):
     open_for_report()
+if len(sys.argv) > 1:
+    for c in kept:
+        c.set_inheritable(True)
+    os.execvp("sh", ["sh", "-c", "echo leaked; read line"])
 print("leaked", flush=True)
 sys.stdin.readline()
