@@ -23,7 +23,6 @@ var imports = map[string][]string{
 	"pkg/census":            {"pkg/event", "pkg/lifecycle"},
 	"pkg/leak":              {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/symbol"},
 	"pkg/filter":            {"pkg/event", "pkg/lifecycle", "pkg/census"},
-	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak"},
 	"pkg/story":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/explain", "pkg/render"},
 	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/symbol"},
 	"pkg/metrics":           {"pkg/event", "pkg/lifecycle", "pkg/render", "pkg/probe", "pkg/spool", "pkg/sink", "github.com/prometheus/client_golang"},

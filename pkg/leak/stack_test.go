@@ -58,7 +58,7 @@ func TestByStack(t *testing.T) {
 	}
 	var r Report
 	for _, s := range []*Stack{stack(0x1000, "connect", "get"), stack(0x9000, "connect", "get"), stack(0x1000, "connect", "put"), nil, nil} {
-		f := judge(waiting(census.Age{Min: 60 * second}, nil))
+		f := Judge(waiting(census.Age{Min: 60 * second}, nil))
 		f.Stack = s
 		r.Findings = append(r.Findings, f)
 	}
