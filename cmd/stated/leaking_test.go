@@ -64,7 +64,8 @@ func plant(t *testing.T, pidns bool, argv ...string) *planted {
 	}
 	if pidns {
 		path := fmt.Sprintf("/proc/%d/task/%[1]d/children", p.pid)
-		children, err := os.ReadFile(path)
+		children, _ := os.ReadFile(path) // no text is no number
+		var err error
 		if p.pid, err = strconv.Atoi(strings.TrimSpace(string(children))); err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}

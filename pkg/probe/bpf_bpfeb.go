@@ -201,6 +201,7 @@ const (
 	bpfVarCfgTpSkaddr      = "cfg_tp_skaddr"
 	bpfVarCfgTree          = "cfg_tree"
 	bpfVarCfgWakeupBytes   = "cfg_wakeup_bytes"
+	bpfVarNoStack          = "no_stack"
 	bpfVarUnusedEvent      = "unused_event"
 	bpfVarUnusedInspection = "unused_inspection"
 	bpfVarUnusedStack      = "unused_stack"
@@ -318,6 +319,7 @@ type bpfVariableSpecs struct {
 	CfgTpSkaddr      *ebpf.VariableSpec `ebpf:"cfg_tp_skaddr"`
 	CfgTree          *ebpf.VariableSpec `ebpf:"cfg_tree"`
 	CfgWakeupBytes   *ebpf.VariableSpec `ebpf:"cfg_wakeup_bytes"`
+	NoStack          *ebpf.VariableSpec `ebpf:"no_stack"`
 	UnusedEvent      *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedInspection *ebpf.VariableSpec `ebpf:"unused_inspection"`
 	UnusedStack      *ebpf.VariableSpec `ebpf:"unused_stack"`
@@ -395,6 +397,7 @@ type bpfVariables struct {
 	CfgTpSkaddr      *ebpf.Variable `ebpf:"cfg_tp_skaddr"`
 	CfgTree          *ebpf.Variable `ebpf:"cfg_tree"`
 	CfgWakeupBytes   *ebpf.Variable `ebpf:"cfg_wakeup_bytes"`
+	NoStack          *ebpf.Variable `ebpf:"no_stack"`
 	UnusedEvent      *ebpf.Variable `ebpf:"unused_event"`
 	UnusedInspection *ebpf.Variable `ebpf:"unused_inspection"`
 	UnusedStack      *ebpf.Variable `ebpf:"unused_stack"`
