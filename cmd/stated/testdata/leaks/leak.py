@@ -4,6 +4,7 @@ the end of its standard input."""
 import http.client
 import json
 import os
+import select
 import socket
 import struct
 import sys
@@ -166,6 +167,24 @@ def hidden():
         c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         c.close()
         sockets.append(a)
+    return mine(sockets)
+
+
+def waited():
+    """A thread waits to send on one, an epoll set has another, nobody the third."""
+    l = listener()
+    sockets = []
+    for _ in range(COUNT):
+        c, a = pair(l)
+        c.shutdown(socket.SHUT_WR)
+        while a.recv(100):
+            pass
+        keep.append(c)
+        sockets.append(a)
+    threading.Thread(target=sockets[0].sendall, args=(bytes(64 << 20),), daemon=True).start()
+    epoll = select.epoll()
+    epoll.register(sockets[1].fileno(), select.EPOLLPRI)
+    keep.append(epoll)
     return mine(sockets)
 
 
