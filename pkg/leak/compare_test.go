@@ -92,7 +92,11 @@ func TestTally(t *testing.T) {
 	// 8 is refused: never a connection.
 	state(106, 8, event.StateClose, event.StateSynSent, event.FlagTask)
 	state(106, 8, event.StateSynSent, event.StateClose, event.FlagDead)
-	// 9 entered CLOSE_WAIT too late to tell.
+	// 9 entered CLOSE_WAIT too late to tell, 10 ended as late.
+	open(141, 10)
+	state(141, 10, event.StateEstablished, event.StateCloseWait, event.FlagDone)
+	state(141, 10, event.StateCloseWait, event.StateLastAck, event.FlagTask|event.FlagDead)
+	state(141, 10, event.StateLastAck, event.StateClose, event.FlagDead)
 	open(141, 9)
 	state(142, 9, event.StateEstablished, event.StateCloseWait, event.FlagDone)
 	at(150, event.Event{Kind: event.KindClock, Wall: 2})

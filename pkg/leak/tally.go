@@ -19,7 +19,10 @@ type Line struct {
 
 // Count is what a recording tells of the connections of a Line.
 type Count struct {
-	Conns  int // of which it is known whether they leaked: they ended, or were stuck for long enough
+	// Conns are those of which it is known whether they leaked. What ended in the
+	// last MinAge of the recording is not among them, as what began to leak then is
+	// not known.
+	Conns  int
 	Leaked int // of these, stuck for MinAge or longer, since a moment within the recording
 	Old    int // stuck as long, but since before the recording: not among Conns
 	Left   int // of Leaked and Old, stuck still when the recording ended
@@ -35,6 +38,13 @@ type Tally struct {
 	begin, end int64
 	listeners  map[endpoint]bool
 	unsure     map[unsure]*Count
+	ended      []ended // that count when MinAge has passed, in order
+}
+
+// ended is a connection that did not leak.
+type ended struct {
+	at int64
+	of *Count
 }
 
 // endpoint is where a listener was.
@@ -67,6 +77,19 @@ func (t *Tally) Event(e *event.Event) {
 		t.begin = e.Time
 	}
 	t.end = max(t.end, e.Time)
+	t.settle()
+}
+
+// settle counts the connections that ended long enough ago.
+func (t *Tally) settle() {
+	n := 0
+	for n < len(t.ended) && t.ended[n].at <= t.end-t.MinAge {
+		t.ended[n].of.Conns++
+		n++
+	}
+	if t.ended = t.ended[n:]; len(t.ended) == 0 {
+		t.ended = nil
+	}
 }
 
 // Transition implements lifecycle.Observer.
@@ -89,12 +112,13 @@ func (t *Tally) Finished(c *lifecycle.Conn) {
 		n.Conns++
 		n.Leaked++
 	default:
-		n.Conns++
+		t.ended = append(t.ended, ended{c.Until(), n})
 	}
 }
 
 // End looks at what is still in the table.
 func (t *Tally) End(table *lifecycle.Table) {
+	t.settle()
 	table.All(func(c *lifecycle.Conn) {
 		if !connected(c) {
 			return
