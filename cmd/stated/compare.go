@@ -36,7 +36,7 @@ func (l *leaksFlags) compare(cmd *cobra.Command, paths []string) error {
 	if l.minAge < 0 || l.max < 0 {
 		return usagef("--min-age and --max cannot be negative")
 	}
-	for _, flag := range []string{"for", "watch", "by", "examples", "state", "pid", "comm", "port", "lport", "rport", "addr", "netns", "cgroup", "role", "ipv4", "ipv6"} {
+	for _, flag := range []string{"for", "watch", "stacks", "by", "examples", "state", "pid", "comm", "port", "lport", "rport", "addr", "netns", "cgroup", "role", "ipv4", "ipv6"} {
 		if cmd.Flags().Changed(flag) {
 			return usagef("--%s does not go with --compare", flag)
 		}
