@@ -25,7 +25,6 @@ var imports = map[string][]string{
 	"pkg/filter":            {"pkg/event", "pkg/lifecycle", "pkg/census"},
 	"pkg/story":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/explain", "pkg/render"},
 	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/symbol"},
-	"pkg/story":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/explain", "pkg/render"},
 	"pkg/metrics":           {"pkg/event", "pkg/lifecycle", "pkg/render", "pkg/probe", "pkg/spool", "pkg/sink", "github.com/prometheus/client_golang"},
 	"pkg/kerneltest":        {}, // its tests: anything
 	"pkg/symbol":            {"github.com/ianlancetaylor/demangle"},

@@ -60,7 +60,8 @@ type Table struct {
 	observer Observer
 	conns    map[event.SocketID]*Conn
 	quiet    Conn // ring of the connections by their last event, quietest first
-	settling []*Conn
+	settling []*Conn // in order of Conn.settle
+	settled  int     // of these are done
 	free     *Conn
 	stats    Stats
 	now      int64
@@ -90,7 +91,7 @@ func (t *Table) Now() int64 { return t.now }
 
 // Pending reports whether the passing of time alone (a KindClock event) would
 // finish a connection.
-func (t *Table) Pending() bool { return len(t.settling) > 0 }
+func (t *Table) Pending() bool { return len(t.settling) > t.settled }
 
 // Get returns the connection that a socket is in, nil if none is known.
 func (t *Table) Get(id event.SocketID) *Conn { return t.conns[id] }
@@ -412,10 +413,9 @@ func (t *Table) destroy(e *event.Event) {
 
 // settleUntil finishes the connections for which no more evidence can come.
 func (t *Table) settleUntil(now int64) {
-	n := 0
-	for n < len(t.settling) && t.settling[n].settle <= now {
-		c := t.settling[n]
-		n++
+	for t.settled < len(t.settling) && t.settling[t.settled].settle <= now {
+		c := t.settling[t.settled]
+		t.settled++
 		c.queued = false
 		if !c.inTable {
 			t.release(c)
@@ -426,8 +426,9 @@ func (t *Table) settleUntil(now int64) {
 			t.remove(c)
 		}
 	}
-	if n > 0 {
-		t.settling = t.settling[:copy(t.settling, t.settling[n:])]
+	if t.settled > len(t.settling)/2 {
+		t.settling = t.settling[:copy(t.settling, t.settling[t.settled:])]
+		t.settled = 0
 	}
 }
 
