@@ -59,7 +59,7 @@ type Table struct {
 	opts     Options
 	observer Observer
 	conns    map[event.SocketID]*Conn
-	quiet    Conn // ring of the connections by their last event, quietest first
+	quiet    Conn    // ring of the connections by their last event, quietest first
 	settling []*Conn // in order of Conn.settle
 	settled  int     // of these are done
 	free     *Conn
