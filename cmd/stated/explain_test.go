@@ -84,7 +84,7 @@ func TestLeaksSayWhoWaits(t *testing.T) {
 	for i, h := range p.holders {
 		fds[i] = strings.Trim(string(h[1]), "[]")
 	}
-	args := []string{"leaks", "--netns", fmt.Sprintf("/proc/%d/ns/net", p.pid), "--min-age", "1ms", "-o"}
+	args := []string{"leaks", "--netns", fmt.Sprintf("/proc/%d/ns/net", p.pid), "--min-age", "0s", "-o"}
 	out := until(t, []string{"waits in sendto", "watched by epoll", "3 sockets leaked"}, append(args, "wide")...)
 	m := waiting.FindStringSubmatch(out)
 	if m == nil || m[1] != fds[0] {
