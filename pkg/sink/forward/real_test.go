@@ -58,7 +58,7 @@ func plain(list []keyValue) map[string]any {
 // TestOTelCollector: what the real one stored is what was sent, also after it
 // was killed. It has neither TLS nor a handshake (v0.165).
 func TestOTelCollector(t *testing.T) {
-	c := sinktest.StartOTelCollector(t, "../../../docs/collectors")
+	c := sinktest.StartOTelCollector(t, "../../../cmd/stated/docs/collectors")
 	s, err := New(Config{Address: c.Forward})
 	if err != nil {
 		t.Fatal(err)

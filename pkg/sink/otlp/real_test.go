@@ -15,7 +15,7 @@ import (
 // TestOTelCollector: what the real one stored is what was sent, also after it
 // was killed between and during batches.
 func TestOTelCollector(t *testing.T) {
-	c := sinktest.StartOTelCollector(t, "../../../docs/collectors")
+	c := sinktest.StartOTelCollector(t, "../../../cmd/stated/docs/collectors")
 	var all []sink.Record
 	for protocol, address := range map[string]string{"http": c.HTTP, "grpc": c.GRPC} {
 		s, err := open(protocol)(address, nil)

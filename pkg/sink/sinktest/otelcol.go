@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// OTelCollector is a real OpenTelemetry Collector (test/otelcol) that runs
-// docs/collectors/otel-collector.yaml.
+// OTelCollector is a real OpenTelemetry Collector (pkg/sink/sinktest/otelcol) that runs
+// cmd/stated/docs/collectors/otel-collector.yaml.
 type OTelCollector struct {
 	HTTP, GRPC, Forward string // addresses
 
@@ -27,7 +27,7 @@ type OTelCollector struct {
 
 // StartOTelCollector runs it until the test ends, and skips the test without
 // STATED_COLLECTORS, the folder that .ci/collectors filled. docs is the path of
-// docs/collectors.
+// cmd/stated/docs/collectors.
 func StartOTelCollector(t *testing.T, docs string) *OTelCollector {
 	t.Helper()
 	root := os.Getenv("STATED_COLLECTORS")

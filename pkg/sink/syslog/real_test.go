@@ -41,10 +41,10 @@ func collectors(t *testing.T) string {
 	return root
 }
 
-// config reads an example of docs/collectors and puts this test's places into it.
+// config reads an example of cmd/stated/docs/collectors and puts this test's places into it.
 func config(t *testing.T, name string, replace ...string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("../../../docs/collectors", name))
+	text, err := os.ReadFile(filepath.Join("../../../cmd/stated/docs/collectors", name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func (d *daemon) kill() {
 	d.cmd.Wait()
 }
 
-// rsyslog starts rsyslog with one of the inputs of docs/collectors/rsyslog.conf.
+// rsyslog starts rsyslog with one of the inputs of cmd/stated/docs/collectors/rsyslog.conf.
 func rsyslog(t *testing.T, secure *sinktest.Authority) (d *daemon, ports map[string]string) {
 	root := collectors(t)
 	d = &daemon{t: t, root: root, dir: t.TempDir()}

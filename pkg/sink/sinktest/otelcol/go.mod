@@ -1,4 +1,4 @@
-module github.com/stated-tcp/stated/test/otelcol
+module github.com/stated-tcp/stated/pkg/sink/sinktest/otelcol
 
 go 1.26.0
 
