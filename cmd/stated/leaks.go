@@ -154,7 +154,7 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 			out.Clear()
 		}
 		out.Leaks(&render.Leaks{Report: r, Groups: groups, Processes: processes.withDescriptors,
-			Waits: processes.waits, Container: container, Growth: growth, MinAge: int64(l.minAge), Examples: l.examples, Each: l.by == "none", Stacks: l.stacks})
+			Waits: processes.waits, Container: container, Growth: growth, Flow: leaks.Flow, MinAge: int64(l.minAge), Examples: l.examples, Each: l.by == "none", Stacks: l.stacks})
 		return out.Flush()
 	}
 	if l.watch || l.live.span > 0 {

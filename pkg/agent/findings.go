@@ -58,6 +58,6 @@ func (f *findings) show(r leak.Report, groups []leak.Group, growth map[string]fl
 		next[g.Key] = now
 	}
 	f.told = next
-	f.out.Leaks(&render.Leaks{Report: r, Groups: news, Processes: f.processes, Growth: growth, MinAge: f.leaks.Rules.MinAge, Examples: 5})
+	f.out.Leaks(&render.Leaks{Report: r, Groups: news, Processes: f.processes, Growth: growth, Flow: f.leaks.Flow, MinAge: f.leaks.Rules.MinAge, Examples: 5})
 	return nil
 }

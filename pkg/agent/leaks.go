@@ -27,7 +27,8 @@ type Leaks struct {
 	// Show gets each report. An error ends the watching.
 	Show func(r leak.Report, groups []leak.Group, growth map[string]float64, err error) error
 
-	first map[string]int // sockets of each group in the first report
+	flows map[uint32]leak.Flow // by the pid of the owner
+	first map[string]int       // sockets of each group in the first report
 	began int64
 	next  int64
 }
@@ -51,8 +52,34 @@ func (l *Leaks) Report() (leak.Report, []leak.Group, error) {
 // Event implements Consumer.
 func (l *Leaks) Event(*event.Event) {}
 
-// Transition implements lifecycle.Observer.
-func (l *Leaks) Transition(*lifecycle.Conn, *event.Event) {}
+// maxFlows bounds the processes whose flow is counted.
+const maxFlows = 4096
+
+// Transition implements lifecycle.Observer: it counts what comes into CLOSE_WAIT
+// and leaves it.
+func (l *Leaks) Transition(c *lifecycle.Conn, e *event.Event) {
+	in, out := e.New == event.StateCloseWait, e.Old == event.StateCloseWait
+	if e.Kind != event.KindState || in == out || c.Owner.PID == 0 {
+		return
+	}
+	flow, known := l.flows[c.Owner.PID]
+	if !known && len(l.flows) >= maxFlows {
+		return
+	}
+	if l.flows == nil {
+		l.flows = make(map[uint32]leak.Flow)
+	}
+	if in {
+		flow.In++
+	} else {
+		flow.Out++
+	}
+	l.flows[c.Owner.PID] = flow
+}
+
+// Flow returns how many connections of the process came into CLOSE_WAIT and left
+// it since events are consumed.
+func (l *Leaks) Flow(pid uint32) leak.Flow { return l.flows[pid] }
 
 // Finished implements lifecycle.Observer.
 func (l *Leaks) Finished(*lifecycle.Conn) {}

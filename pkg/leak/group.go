@@ -22,6 +22,9 @@ type Group struct {
 	Unread   uint64 // bytes of payload, of all findings
 }
 
+// Flow counts connections that came into CLOSE_WAIT, and that left it.
+type Flow struct{ In, Out uint64 }
+
 // Oldest returns the finding that has been stuck for longest.
 func (g *Group) Oldest() *Finding { return &g.Findings[0] }
 

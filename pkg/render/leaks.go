@@ -42,7 +42,10 @@ type Leaks struct {
 	Container func(*leak.Group) string
 	// Growth is by how many sockets a group grew, per second, by its key;
 	// present where the group was watched.
-	Growth   map[string]float64
+	Growth map[string]float64
+	// Flow counts what came into CLOSE_WAIT and left it while a process was
+	// watched; nil: it was not.
+	Flow     func(pid uint32) leak.Flow
 	MinAge   int64 // nanoseconds
 	Examples int   // sockets shown of each group
 	Each     bool  // each socket is a group: one record a socket
@@ -183,6 +186,11 @@ func (r *Writer) textLeak(l *Leaks, g *leak.Group) {
 			r.textVerdict(g, leak.Verdict(v), n)
 		}
 	}
+	if f := l.flow(owners); f.In+f.Out > 0 {
+		b := strconv.AppendUint(append(r.line[:0], "while watched, "...), f.In, 10)
+		b = strconv.AppendUint(append(b, " came into CLOSE_WAIT and "...), f.Out, 10)
+		r.lineOf(2, "", append(b, " left it, of this process"...))
+	}
 	if idle := g.CommonIdle(); idle != 0 {
 		b := AppendDuration(append(r.line[:0], "most were closed by the peer after about "...), idle)
 		r.wrapped(2, "", append(b, " of silence: its keep-alive time-out is shorter than ours"...))
@@ -200,6 +208,17 @@ func (r *Writer) textLeak(l *Leaks, g *leak.Group) {
 	}
 	r.textAdvice(l, g, owners)
 	r.buf = append(r.buf, '\n')
+}
+
+// flow adds up those of the processes that hold a group.
+func (l *Leaks) flow(owners []event.Task) (sum leak.Flow) {
+	for i := range owners {
+		if l.Flow != nil {
+			f := l.Flow(owners[i].PID)
+			sum.In, sum.Out = sum.In+f.In, sum.Out+f.Out
+		}
+	}
+	return sum
 }
 
 // appendHeadline says who holds how many of what.

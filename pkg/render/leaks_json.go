@@ -142,6 +142,10 @@ func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
 	if rate, ok := l.Growth[g.Key]; ok {
 		b = strconv.AppendFloat(key(b, "stated.leak.growth_per_hour"), rate*3600, 'f', 1, 64)
 	}
+	if f := l.flow(g.Oldest().Owners()); f.In+f.Out > 0 {
+		b = number(b, "stated.leak.close_wait.entered", int64(f.In))
+		b = number(b, "stated.leak.close_wait.left", int64(f.Out))
+	}
 	if idle := g.CommonIdle(); idle != 0 {
 		b = number(b, "stated.leak.idle_before_fin_ns", idle)
 	}

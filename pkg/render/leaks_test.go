@@ -76,7 +76,8 @@ func stuckSockets() *census.Census {
 func leaksOf(by leak.Key, each bool) *Leaks {
 	c := stuckSockets()
 	r := leak.Find(c, leak.Rules{MinAge: 30e9, States: leak.DefaultStates})
-	l := &Leaks{Report: r, Groups: r.Group(by), MinAge: 30e9, Examples: 3, Each: each, Growth: map[string]float64{}}
+	l := &Leaks{Report: r, Groups: r.Group(by), MinAge: 30e9, Examples: 3, Each: each, Growth: map[string]float64{},
+		Flow: func(pid uint32) leak.Flow { return leak.Flow{In: uint64(pid), Out: 12} }}
 	l.Growth[l.Groups[0].Key] = 0.1
 	l.Waits = func(s *census.Socket) Wait {
 		switch s.Holders[0].FDs[0] {
