@@ -145,8 +145,8 @@ enum inspection_fact {
 	INSPECTED_OPENED = 1 << 1, /* the peer's SYN has come: it was connected, now or before */
 };
 
-#define STACK_FRAMES 32
-#define STACK_TOP 8
+#define STACK_FRAMES 28 /* what a program may have on its stack, with 6 words of top, on 5.10 */
+#define STACK_TOP 6
 
 /* Where a socket was opened: event.Stack. */
 struct stack {

@@ -10,14 +10,16 @@ static __always_inline struct counters *count(void)
 	return bpf_map_lookup_elem(&totals, &zero);
 }
 
+static const struct sock_info nothing; /* not on the stack, which remember_stack needs */
+
 static __always_inline struct sock_info *info_by_address(struct sock *sk, bool create)
 {
-	struct sock_info *info, empty = {};
+	struct sock_info *info;
 	__u64 key = (__u64)sk;
 
 	info = bpf_map_lookup_elem(&sock_infos_lru, &key);
 	if (!info && create) {
-		bpf_map_update_elem(&sock_infos_lru, &key, &empty, BPF_ANY);
+		bpf_map_update_elem(&sock_infos_lru, &key, &nothing, BPF_ANY);
 		info = bpf_map_lookup_elem(&sock_infos_lru, &key);
 	}
 	return info;

@@ -9,8 +9,9 @@
  * or take its place (BPF_F_REUSE_STACKID), or, compared by hash alone
  * (BPF_F_FAST_STACK_CMP), pass for the same. Here nothing is shared, so nothing
  * can be mistaken, and user space puts equal stacks together. They are written
- * where they stay: the BPF stack is too small, and a buffer per CPU can be
- * overwritten by who preempts us.
+ * on the BPF stack first: a buffer per CPU can be overwritten by who preempts us,
+ * and an entry of the table be another socket's by the time that it is filled,
+ * where a thread closes what another one has just accepted.
  */
 #ifndef __STATED_STACK_H
 #define __STATED_STACK_H
@@ -26,9 +27,6 @@ struct {
 	__type(key, __u64);
 	__type(value, struct stack);
 } stacks SEC(".maps");
-
-/* What an entry is before it is filled. */
-const volatile struct stack no_stack = {};
 
 struct pt_regs___x86 {
 	unsigned long ip;
@@ -58,29 +56,21 @@ static __always_inline void read_top(struct stack *s)
 static __noinline int remember_stack(void *ctx, __u64 socket)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
+	struct stack s = {};
 	struct counters *n;
-	struct stack *s;
 	long bytes;
 
-	bpf_map_update_elem(&stacks, &socket, (void *)&no_stack, BPF_ANY);
-	s = bpf_map_lookup_elem(&stacks, &socket);
-	if (!s) {
-		n = count();
-		if (n)
-			n->stacks_lost++;
+	bytes = bpf_get_stack(ctx, s.addresses, sizeof(s.addresses), BPF_F_USER_STACK);
+	if (bytes < (long)sizeof(__u64) || !s.addresses[0])
 		return 0;
-	}
-	bytes = bpf_get_stack(ctx, s->addresses, sizeof(s->addresses), BPF_F_USER_STACK);
-	if (bytes < (long)sizeof(__u64) || !s->addresses[0]) {
-		bpf_map_delete_elem(&stacks, &socket);
-		return 0;
-	}
-	s->pid = bpf_get_current_pid_tgid() >> 32;
-	current_group(&s->task_start_ns, s->comm);
-	s->start_code = BPF_CORE_READ(task, mm, start_code);
-	s->start_stack = BPF_CORE_READ(task, mm, start_stack);
-	read_top(s);
-	s->frames = bytes / sizeof(__u64); /* last: an entry without frames is not ready */
+	s.frames = bytes / sizeof(__u64);
+	s.pid = bpf_get_current_pid_tgid() >> 32;
+	current_group(&s.task_start_ns, s.comm);
+	s.start_code = BPF_CORE_READ(task, mm, start_code);
+	s.start_stack = BPF_CORE_READ(task, mm, start_stack);
+	read_top(&s);
+	if (bpf_map_update_elem(&stacks, &socket, &s, BPF_ANY) && (n = count()))
+		n->stacks_lost++;
 	return 0;
 }
 

@@ -155,16 +155,18 @@ func TestStacksOfC(t *testing.T) {
 		flags string
 		cut   bool
 		line  bool
+		args  []string
 	}{
-		"frame pointers":    {"-O2 -g -fno-omit-frame-pointer", false, true},
-		"no lines":          {"-O1 -fno-omit-frame-pointer", false, false},
-		"no linkage table":  {"-O1 -fno-omit-frame-pointer -fno-plt", false, false},
-		"static":            {"-O1 -fno-omit-frame-pointer -static", false, false},
-		"no frame pointers": {"-O2 -fomit-frame-pointer", true, false},
+		"frame pointers":    {"-O2 -g -fno-omit-frame-pointer", false, true, nil},
+		"no lines":          {"-O1 -fno-omit-frame-pointer", false, false, nil},
+		"no linkage table":  {"-O1 -fno-omit-frame-pointer -fno-plt", false, false, nil},
+		"static":            {"-O1 -fno-omit-frame-pointer -static", false, false, nil},
+		"threads":           {"-O1 -fno-omit-frame-pointer -pthread", false, false, []string{"threads"}},
+		"no frame pointers": {"-O2 -fomit-frame-pointer", true, false, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			compiler(t, append([]string{"gcc", "-o", bin, "testdata/leak.c"}, strings.Fields(tt.flags)...)...)
-			places := leakedAt(t, bin)
+			places := leakedAt(t, append([]string{bin}, tt.args...)...)
 			expect(t, places, map[string]int{"\nopen_in_pool": 3, "\nopen_for_report": 2, "\naccept_request": 1})
 			for _, p := range places {
 				if (p.Cut != "") != tt.cut || strings.Contains(p.Stack, "leak.c:") != tt.line {

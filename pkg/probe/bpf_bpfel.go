@@ -132,8 +132,8 @@ type bpfStack struct {
 	TaskStartNs uint64
 	StartCode   uint64
 	StartStack  uint64
-	Top         [8]uint64
-	Addresses   [32]uint64
+	Top         [6]uint64
+	Addresses   [28]uint64
 	Pid         uint32
 	Frames      uint32
 	Comm        [16]uint8
@@ -201,7 +201,6 @@ const (
 	bpfVarCfgTpSkaddr      = "cfg_tp_skaddr"
 	bpfVarCfgTree          = "cfg_tree"
 	bpfVarCfgWakeupBytes   = "cfg_wakeup_bytes"
-	bpfVarNoStack          = "no_stack"
 	bpfVarUnusedEvent      = "unused_event"
 	bpfVarUnusedInspection = "unused_inspection"
 	bpfVarUnusedStack      = "unused_stack"
@@ -319,7 +318,6 @@ type bpfVariableSpecs struct {
 	CfgTpSkaddr      *ebpf.VariableSpec `ebpf:"cfg_tp_skaddr"`
 	CfgTree          *ebpf.VariableSpec `ebpf:"cfg_tree"`
 	CfgWakeupBytes   *ebpf.VariableSpec `ebpf:"cfg_wakeup_bytes"`
-	NoStack          *ebpf.VariableSpec `ebpf:"no_stack"`
 	UnusedEvent      *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedInspection *ebpf.VariableSpec `ebpf:"unused_inspection"`
 	UnusedStack      *ebpf.VariableSpec `ebpf:"unused_stack"`
@@ -397,7 +395,6 @@ type bpfVariables struct {
 	CfgTpSkaddr      *ebpf.Variable `ebpf:"cfg_tp_skaddr"`
 	CfgTree          *ebpf.Variable `ebpf:"cfg_tree"`
 	CfgWakeupBytes   *ebpf.Variable `ebpf:"cfg_wakeup_bytes"`
-	NoStack          *ebpf.Variable `ebpf:"no_stack"`
 	UnusedEvent      *ebpf.Variable `ebpf:"unused_event"`
 	UnusedInspection *ebpf.Variable `ebpf:"unused_inspection"`
 	UnusedStack      *ebpf.Variable `ebpf:"unused_stack"`

@@ -39,9 +39,6 @@ func (p *Probe) Stack(socket event.SocketID) (s event.Stack, ok bool, err error)
 		return s, false, fmt.Errorf("read the stack of a socket: %w", err)
 	}
 	n := min(int(w.Frames), len(w.Addresses))
-	if n == 0 {
-		return s, false, nil // about to be filled
-	}
 	s = event.Stack{
 		Task:      event.Task{PID: w.Pid, Start: int64(w.TaskStartNs), Comm: w.Comm},
 		Image:     [2]uint64{w.StartCode, w.StartStack},
