@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 )
@@ -52,21 +51,23 @@ func (p *Process) Restore(stack, top []uint64) []uint64 {
 	if len(stack) == 0 || len(top) == 0 {
 		return stack
 	}
-	mem, err := openAt(p.proc, "mem", 0)
-	if err != nil {
-		return stack
+	if p.mem == nil {
+		mem, err := openAt(p.proc, "mem", 0)
+		if err != nil {
+			return stack
+		}
+		p.mem, p.starts, p.callers = mem, make(map[uint64]uint64), make(map[[2]uint64]bool)
 	}
-	defer mem.Close()
 	inner, outer := stack[:1:1], stack[1:]
 	callee, ok := p.function(stack[0])
-	if !ok || len(outer) > 0 && p.calls(mem, outer[0], callee) {
+	if !ok || len(outer) > 0 && p.calls(outer[0], callee) {
 		return stack
 	}
 	for _, addr := range top {
 		if len(outer) > 0 && addr == outer[0] || len(inner) > maxRestored {
 			break
 		}
-		if !p.calls(mem, addr, callee) {
+		if !p.calls(addr, callee) {
 			continue
 		}
 		inner = append(inner, addr)
@@ -77,29 +78,46 @@ func (p *Process) Restore(stack, top []uint64) []uint64 {
 	return append(inner, outer...)
 }
 
-// function returns where the function begins that a call returns to.
+// function returns where the function begins that a call returns to. It is
+// remembered: a program that leaks has the same few places again and again.
 func (p *Process) function(addr uint64) (uint64, bool) {
-	frames := p.frame(addr)
-	f := frames[len(frames)-1]
-	return addr - f.Offset, f.Function != ""
+	start, known := p.starts[addr]
+	if !known {
+		frames := p.frame(addr)
+		if f := frames[len(frames)-1]; f.Function != "" {
+			start = addr - f.Offset
+		}
+		p.starts[addr] = start
+	}
+	return start, start != 0
 }
 
 // calls reports whether the instruction before addr calls the function that
 // begins at callee.
-func (p *Process) calls(mem *os.File, addr, callee uint64) bool {
+func (p *Process) calls(addr, callee uint64) bool {
 	if !p.executable(addr - 1) {
 		return false
 	}
+	key := [2]uint64{addr, callee}
+	does, known := p.callers[key]
+	if !known {
+		does = p.readCall(addr, callee)
+		p.callers[key] = does
+	}
+	return does
+}
+
+func (p *Process) readCall(addr, callee uint64) bool {
 	var b [6]byte
-	if _, err := mem.ReadAt(b[:], int64(addr-6)); err != nil {
+	if _, err := p.mem.ReadAt(b[:], int64(addr-6)); err != nil {
 		return false
 	}
 	target := addr + uint64(int64(int32(binary.LittleEndian.Uint32(b[2:]))))
 	switch {
 	case b[1] == 0xe8: // call rel32
-		return target == callee || p.linked(mem, target) == callee
+		return target == callee || p.linked(target) == callee
 	case b[0] == 0xff && b[1] == 0x15: // call *rel32(%rip)
-		return pointer(mem, target) == callee
+		return p.pointer(target) == callee
 	}
 	return false
 }
@@ -107,12 +125,12 @@ func (p *Process) calls(mem *os.File, addr, callee uint64) bool {
 // linked returns where an entry of the procedure linkage table jumps to (System
 // V ABI AMD64, 5.2: jmp *rel32(%rip), behind endbr64 and bnd where there are
 // any), 0 if it is none.
-func (p *Process) linked(mem *os.File, addr uint64) uint64 {
+func (p *Process) linked(addr uint64) uint64 {
 	if !p.executable(addr) {
 		return 0
 	}
 	var b [11]byte
-	if _, err := mem.ReadAt(b[:], int64(addr)); err != nil {
+	if _, err := p.mem.ReadAt(b[:], int64(addr)); err != nil {
 		return 0
 	}
 	code := bytes.TrimPrefix(b[:], []byte{0xf3, 0x0f, 0x1e, 0xfa})
@@ -121,12 +139,12 @@ func (p *Process) linked(mem *os.File, addr uint64) uint64 {
 		return 0
 	}
 	next := addr + uint64(len(b)-len(code)) + 6
-	return pointer(mem, next+uint64(int64(int32(binary.LittleEndian.Uint32(code[2:])))))
+	return p.pointer(next + uint64(int64(int32(binary.LittleEndian.Uint32(code[2:])))))
 }
 
-func pointer(mem *os.File, addr uint64) uint64 {
+func (p *Process) pointer(addr uint64) uint64 {
 	var b [8]byte
-	if _, err := mem.ReadAt(b[:], int64(addr)); err != nil {
+	if _, err := p.mem.ReadAt(b[:], int64(addr)); err != nil {
 		return 0
 	}
 	return binary.LittleEndian.Uint64(b[:])

@@ -87,6 +87,11 @@ type Process struct {
 	maps   []mapping
 	loaded map[fileKey]*module // by the mapping's device and inode
 	jit    *perfMap            // nil: not read yet
+
+	// of Restore
+	mem     *os.File           // nil: not opened yet
+	starts  map[uint64]uint64  // of the function that a call returns to; 0 unknown
+	callers map[[2]uint64]bool // return address, function: whether the one is behind a call of the other
 }
 
 // Open reads which files the process has mapped where. It needs CAP_SYS_PTRACE
@@ -120,6 +125,9 @@ func (s *Symbolizer) Open(pid uint32) (*Process, error) {
 // Close lets go of the process; idempotent.
 func (p *Process) Close() {
 	p.proc.Close()
+	if p.mem != nil {
+		p.mem.Close()
+	}
 	if p.root != nil {
 		p.root.Close()
 	}
