@@ -150,8 +150,17 @@ func (c *Conn) next(deadline time.Time) (Segment, bool) {
 	return c.Last, true
 }
 
-// conn finds the connection of a segment, the newest first.
+// conn finds the connection of a segment, the newest first. One that waits for
+// the kernel's port takes only what begins a connection, unless there is no
+// other: an older one may still be repeating its FIN.
 func (d *Device) conn(s *Segment) *Conn {
+	if s.Flags&(SYN|ACK) != SYN {
+		for _, c := range slices.Backward(d.conns) {
+			if c.Local == s.To && c.Kernel == s.From {
+				return c
+			}
+		}
+	}
 	for i := len(d.conns) - 1; i >= 0; i-- {
 		c := d.conns[i]
 		if c.Local == s.To && c.Kernel.Addr() == s.From.Addr() && (c.Kernel.Port() == 0 || c.Kernel == s.From) {
