@@ -47,11 +47,12 @@ type linger struct {
 	role     Role
 	ownID    bool
 	missed   uint8
-	ended    bool
+	due      int64 // the second of lingers.due that has it, 0 none
+	slot     int   // where it is in that
 }
 
 // lingers are the mini sockets of the host, and when to look at each again:
-// every linger is in one second of due, until that second has come.
+// every linger is in one second of due, until that second has come or it ends.
 type lingers struct {
 	at      map[lingerKey]*linger
 	due     map[int64][]*linger
@@ -108,8 +109,24 @@ func (t *Table) addLinger(l linger) {
 }
 
 func (ls *lingers) plan(l *linger) {
-	second := max(l.deadline/1e9, ls.second) + 1
-	ls.due[second] = append(ls.due[second], l)
+	l.due = max(l.deadline/1e9, ls.second) + 1
+	l.slot = len(ls.due[l.due])
+	ls.due[l.due] = append(ls.due[l.due], l)
+}
+
+// forget lets l, which is in at no more, be used again. On a host whose ports come again at once, those
+// that have ended would soon be many more than those that are there.
+func (ls *lingers) forget(l *linger) {
+	if list := ls.due[l.due]; l.due != 0 {
+		last := list[len(list)-1]
+		list[l.slot], last.slot = last, l.slot
+		list[len(list)-1] = nil
+		ls.due[l.due] = list[:len(list)-1]
+		if len(list) == 1 {
+			delete(ls.due, l.due)
+		}
+	}
+	ls.free = append(ls.free, l)
 }
 
 // expire ends what has lasted its time.
@@ -124,16 +141,15 @@ func (t *Table) expire() {
 		list := ls.due[ls.second]
 		delete(ls.due, ls.second)
 		for _, l := range list {
+			l.due = 0
 			switch {
-			case !l.ended && l.deadline > t.now:
+			case l.deadline > t.now:
 				ls.plan(l)
-				continue
-			case !l.ended && l.known == Inferred && l.state == event.StateTimeWait:
+			case l.known == Inferred && l.state == event.StateTimeWait:
 				t.endLinger(l, l.deadline, event.EndTimer)
-			case !l.ended:
+			default:
 				t.endLinger(l, l.deadline, event.EndUnknown) // gone by now at the latest
 			}
-			ls.free = append(ls.free, l)
 		}
 	}
 }
@@ -179,7 +195,7 @@ func (t *Table) unlinger(c *Conn) {
 	c.Lingers, c.LingerStart = event.StateNone, 0
 	if l := t.lingers.at[keyOf(c.Netns, c.Local, c.Peer)]; l != nil && l.socket == c.Socket {
 		delete(t.lingers.at, l.lingerKey)
-		l.ended = true
+		t.lingers.forget(l)
 		t.stats.Lingering--
 	}
 }
@@ -242,7 +258,7 @@ func (t *Table) timeWaitEnd(e *event.Event) {
 func (t *Table) endLinger(l *linger, at int64, cause event.EndCause) {
 	ls := &t.lingers
 	delete(ls.at, l.lingerKey)
-	l.ended = true
+	defer ls.forget(l)
 	t.stats.Lingering--
 	c := ls.conn(l)
 	c.State, c.Outcome = event.StateClose, OutcomeClosed

@@ -309,6 +309,40 @@ func settled(t *Table) (n int) {
 	return n
 }
 
+// TestReusedPorts: what was left in TIME_WAIT and has ended takes no memory, even
+// where ports come again long before its time would have been up.
+func TestReusedPorts(t *testing.T) {
+	table := New(nobody{}, Options{})
+	path := [...]event.State{event.StateClose, event.StateSynSent, event.StateEstablished, event.StateFinWait1, event.StateFinWait2, event.StateClose}
+	at := int64(1e12)
+	for i := range 10_000 {
+		for j := range len(path) - 1 {
+			at += 100_000
+			table.Apply(&event.Event{Kind: event.KindState, Time: at, Socket: event.SocketID(i + 1), Old: path[j], New: path[j+1],
+				Flags: event.FlagDead | event.FlagDone, Protocol: event.ProtoTCP, Family: 2,
+				Local: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), uint16(i%100)), Peer: netip.MustParseAddrPort("10.0.0.1:80")})
+		}
+	}
+	count := func() (n int) {
+		for second, list := range table.lingers.due {
+			for slot, l := range list {
+				if l.due != second || l.slot != slot || table.lingers.at[l.lingerKey] != l {
+					t.Errorf("%+v is in second %d, slot %d", l, second, slot)
+				}
+			}
+			n += len(list)
+		}
+		return n
+	}
+	if n, s := count(), table.Stats(); n != s.Lingering || n == 0 || n > 100 || len(table.lingers.free) > 100 {
+		t.Errorf("%d planned, %d free, %+v", n, len(table.lingers.free), s)
+	}
+	table.Apply(&event.Event{Kind: event.KindClock, Time: at + timeWaitLen + 2e9})
+	if n, s := count(), table.Stats(); n != 0 || s.Lingering != 0 {
+		t.Errorf("%d planned in the end, %+v", n, s)
+	}
+}
+
 // BenchmarkLifecycle applies the six transitions of a short connection's client.
 func BenchmarkLifecycle(b *testing.B) {
 	table := New(nobody{}, Options{})
