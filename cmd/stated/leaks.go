@@ -67,8 +67,8 @@ growth is known. --watch goes on until Ctrl-C.
 says of each program and service which share of its connections leaked in each,
 and whether that is fixed, better, the same, or worse. It needs no privilege.
 
-Exit code 4 when more than --max sockets are leaked (in the second recording), 0 when not: fit for a
-health check, or to prove a fix.`,
+Exit code 4 when more than --max sockets are leaked (in the second recording),
+0 when not: fit for a health check, or to prove a fix.`,
 		Example: `  sudo stated leaks
   sudo stated leaks --comm java --by peer
   sudo stated leaks --for 60s

@@ -68,7 +68,7 @@ func (t *Table) sweepConn(c *Conn) {
 		return
 	}
 	t.gap(c)
-	c.Outcome, c.Why = OutcomeUnknown, "a snapshot found it gone: its end was lost"
+	c.Outcome, c.Why = OutcomeUnknown, "a snapshot found it gone: its end was not told"
 	c.End = max(gone.Time, c.Spans[len(c.Spans)-1].Start)
 	state := c.State
 	c.State = event.StateClose

@@ -146,7 +146,7 @@ func (r *Writer) appendStates(b []byte, c *lifecycle.Conn) []byte {
 		}
 	}
 	if c.Gap {
-		b = append(b, "  GAP: events were lost"...)
+		b = append(b, "  GAP: events are missing"...)
 	}
 	return b
 }
