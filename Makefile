@@ -3,11 +3,10 @@ CLANG   ?= clang-19
 STRIP   ?= llvm-strip-19
 CLANG_FORMAT ?= clang-format-19
 GOLANGCI_LINT ?= go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
-VERSION ?= $(shell git describe --always --dirty 2>/dev/null)
-GOFLAGS_BUILD := -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+VERSION ?= $(shell .ci/version)
+GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help build generate test test-kernel bench fuzz lint check clean
-.PHONY: help build generate man deb test test-kernel bench fuzz check clean
+.PHONY: help build generate man deb test test-kernel test-system bench fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,20 +20,21 @@ generate: ## compile bpf/ anew; needs clang 19
 # One package at a time: the kernel gives the number of a network namespace to the
 # next one when it is gone, and the tests tell each other's sockets apart by it.
 test: ## run all tests; those that need BPF skip unless run as root
-	go test -p 1 -timeout 5m ./...
+	go test -p 1 -timeout 10m ./...
 
-man: ## write the manual pages to build/man
-	mkdir -p build/man
-	STATED_MAN=$(CURDIR)/build/man go test -count=1 -run TestManPages ./cmd/stated
+man: ## write the manual pages and the completions of shells to build/man
+	rm -rf build/man && mkdir -p build/man
+	GOARCH= SOURCE_DATE_EPOCH=$$(.ci/version time) STATED_MAN=$(CURDIR)/build/man go test -count=1 -run 'TestManPages|TestCompletions' ./cmd/stated
 
-NFPM := go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.44.0
-deb: build man ## make build/stated_VERSION_ARCH.deb: program, unit, configuration, manual
-	bin/stated completion bash > build/stated.bash
-	VERSION=$(VERSION) GOARCH=$$(go env GOARCH) $(NFPM) package --config cmd/stated/dist/nfpm.yaml --packager deb --target build/
+deb: build man ## make build/stated_VERSION-1_ARCH.deb: program, unit, configuration, manual
+	.ci/deb $(VERSION)
 
 KERNEL ?= all
 test-kernel: ## run the kernel tests in VMs: KERNEL=all, list, amd64-6.1, ...
 	.ci/kernels $(KERNEL)
+
+test-system: ## install the deb in a VM with systemd, and use the service
+	.ci/system
 
 bench: build ## measure stated beside its peers, as root
 	.ci/bench

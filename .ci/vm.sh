@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+# What .ci/kernels and .ci/system share, which source it: kernels of Debian, and
+# QEMU in software (TCG) to boot them. Packages come from the mirror that apt is
+# configured with, and are checked by apt as always.
+
+# name  architecture  suite  package (the newest that matches)
+kernels='
+amd64-5.10    amd64  bullseye            linux-image-5\.10\.[0-9.-]*-cloud-amd64
+amd64-6.1     amd64  bookworm            linux-image-6\.1\.[0-9.-]*-cloud-amd64
+amd64-6.12    amd64  bookworm-backports  linux-image-6\.12\.[0-9+.a-z]*-cloud-amd64
+amd64-newest  amd64  trixie-backports    linux-image-[7-9]\.[0-9+.a-z]*-cloud-amd64
+arm64-6.1     arm64  bookworm            linux-image-6\.1\.[0-9.-]*-cloud-arm64
+s390x-6.1     s390x  bookworm            linux-image-6\.1\.[0-9.-]*-s390x
+'
+# modules that the machines load where the kernel has them as such, dependencies first
+modules='virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk inet_diag tcp_diag tun'
+
+cache=${STATED_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/stated/kernels}
+
+die() { echo "$(basename "$0"): $*" >&2; exit 1; }
+
+install_tools() { # COMMAND:PACKAGE...
+	local need=() tool
+	for tool; do
+		command -v "${tool%:*}" >/dev/null || need+=("${tool#*:}")
+	done
+	[ ${#need[@]} = 0 ] && return
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -q && apt-get install -yq --no-install-recommends "${need[@]}" || die "cannot install ${need[*]}"
+}
+
+# The Debian mirror of this host, from apt's own configuration.
+mirror() {
+	local uri
+	uri=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(COMPONENT)' | awk '$2 == "Debian" && $3 == "main" && $1 !~ /security/ {print $1; exit}')
+	[ -n "$uri" ] || die "apt has no Debian mirror configured: is this Debian?"
+	echo "$uri"
+}
+
+# A private apt for one architecture and suite, so that the host's is untouched.
+private_apt() { # get|cache args...
+	"apt-$1" -q -o Dir::Etc::sourcelist="$root/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+		-o Dir::State="$root/state" -o Dir::Cache="$root/cache" -o Dir::State::status="$root/status" \
+		-o APT::Architecture="$arch" -o APT::Architectures="$arch" -o APT::Sandbox::User=root "${@:2}"
+}
+
+# Leaves vmlinuz and modules in $dir, and sets $arch.
+fetch() { # NAME
+	local row suite pattern uri names package kind deb m f
+	row=$(awk -v n="$1" '$1 == n' <<<"$kernels")
+	[ -n "$row" ] || die "unknown kernel $1: one of $(awk 'NF {printf "%s ", $1}' <<<"$kernels")"
+	read -r _ arch suite pattern <<<"$row"
+	dir=$cache/$1
+	[ "$(cat "$dir/complete" 2>/dev/null)" = "$modules" ] && return
+	root=$cache/apt-$suite-$arch
+	rm -rf "$dir"
+	mkdir -p "$root"/{state/lists/partial,cache/archives/partial} "$dir"/{x,modules}
+	touch "$root/status"
+	uri=$(mirror) || exit
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main" >"$root/sources.list"
+	private_apt get -o APT::Update::Error-Mode=any update >&2 || die "apt has no lists for $suite on $arch"
+	names=$(private_apt cache pkgnames linux-)
+	package=$(grep -xE "$pattern" <<<"$names" | grep -v -- -unsigned | sort -V | tail -n 1) || true
+	[ -n "$package" ] || die "no package like $pattern in $suite for $arch"
+	for kind in image binary modules; do # newer packages have vmlinuz and modules in a second and a third one
+		f=${package/linux-image-/linux-$kind-}
+		grep -qxF "$f" <<<"$names" || continue
+		(cd "$dir" && private_apt get download "$f" >&2) || die "cannot download $f"
+	done
+	for deb in "$dir"/*.deb; do
+		dpkg-deb -x "$deb" "$dir/x" || die "cannot unpack $deb"
+	done
+	f=$(find "$dir/x" -name 'vmlinuz*' -type f | head -n 1)
+	[ -n "$f" ] || die "$package has no vmlinuz"
+	cp "$f" "$dir/vmlinuz"
+	for m in $modules; do
+		f=$(find "$dir/x" -name "$m.ko*" -type f | head -n 1)
+		case $f in
+		*.xz) xz -dc "$f" >"$dir/modules/$m.ko" ;;
+		*.zst) zstd -qdc "$f" >"$dir/modules/$m.ko" ;;
+		?*) cp "$f" "$dir/modules/$m.ko" ;;
+		esac
+	done
+	rm -rf "$dir"/{x,*.deb}
+	echo "$modules" >"$dir/complete"
+}
+
+# Copies those of the modules that there are, numbered in the order of their
+# dependencies.
+copy_modules() { # TO MODULE...
+	local to=$1 n=10 m
+	shift
+	for m; do
+		[ ! -e "$dir/modules/$m.ko" ] || cp "$dir/modules/$m.ko" "$to/$n-$m.ko"
+		n=$((n + 1))
+	done
+}
+
+# Puts the command that boots $dir/vmlinuz with an initramfs into $qemu.
+# QEMU 7.2 on amd64: cx16=off, as cmpxchg16b is emulated wrongly enough to break
+# 6.12's slab allocator; thread=single, as with a thread for each CPU one meets
+# the int3 of code that another has just patched (static keys), and panics.
+# One CPU for 5.10: with two it now and then stands still in
+# syscall_exit_to_user_mode, with nothing of ours on the stack.
+machine() { # NAME INITRD KERNEL-ARGUMENTS QEMU-ARGUMENTS...
+	local cpus=2 console
+	[ "$1" != amd64-5.10 ] || cpus=1
+	case $arch in
+	amd64) console=console=ttyS0 qemu=(qemu-system-x86_64 -accel 'tcg,thread=single' -cpu 'max,cx16=off,la57=off') ;;
+	arm64) console=console=ttyAMA0 qemu=(qemu-system-aarch64 -accel tcg -M virt -cpu cortex-a57) ;;
+	s390x) console='' qemu=(qemu-system-s390x -accel tcg -M s390-ccw-virtio) ;;
+	esac
+	qemu+=(-kernel "$dir/vmlinuz" -initrd "$2" -append "$console panic=-1 quiet $3" -smp $cpus -m 1024
+		-display none -serial stdio -monitor none -no-reboot -nic none "${@:4}")
+}
