@@ -47,6 +47,7 @@ fuzz: ## fuzz every decoder for FUZZTIME
 	go test -fuzz FuzzReader -fuzztime $(FUZZTIME) ./pkg/recording
 	go test -fuzz FuzzLine -fuzztime $(FUZZTIME) ./pkg/recording
 	go test -fuzz FuzzDecode -fuzztime $(FUZZTIME) ./pkg/probe
+	go test -fuzz FuzzDatagram -fuzztime $(FUZZTIME) ./pkg/diag
 	go test -fuzz FuzzEscape -fuzztime $(FUZZTIME) ./pkg/render
 	go test -fuzz FuzzTable -fuzztime $(FUZZTIME) ./pkg/lifecycle
 	go test -fuzz FuzzScan -fuzztime $(FUZZTIME) ./pkg/sink/flat

@@ -17,6 +17,8 @@ static __always_inline __u64 wakeup(void)
 	return BPF_RB_NO_WAKEUP;
 }
 
+#include "process.h"
+
 static __always_inline struct event *reserve(void)
 {
 	struct counters *n = count();
@@ -51,14 +53,46 @@ static __always_inline void discard_filtered(struct event *e)
 	bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 }
 
+/* An event of a full socket that is in (or on its way from old to) a state. */
+static __noinline int fill_sock(struct event *e, struct sock *sk, __u64 time_ns, __u32 what)
+{
+	e->time_ns = time_ns;
+	e->kind = what >> 16;
+	e->old_state = what >> 8;
+	e->new_state = what;
+	read_sock(e, sk);
+	return 0;
+}
+
+/* The same event behind that of the current process, if it is not known yet. */
+static __always_inline struct event *introduced(struct event *e, struct sock *sk, __u64 time_ns, __u32 what)
+{
+	struct counters *n = count();
+
+	if (!is_news())
+		return e;
+	if (n)
+		n->seq--;
+	bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+	tell_process();
+	e = reserve();
+	if (e)
+		fill_sock(e, sk, time_ns, what);
+	return e;
+}
+
 /* Owner and identity, as remembered. */
 static __always_inline void fill_info(struct event *e, struct sock *sk, struct sock_info *info)
 {
+	__u64 key = (__u64)sk;
+
 	e->socket = id_of(sk, info);
 	if (!info)
 		return;
 	if (info->id)
 		e->flags |= FLAG_OWN_ID;
+	if (e->protocol == IPPROTO_MPTCP)
+		bpf_map_update_elem(&mptcp_ids, &key, &info->id, BPF_ANY);
 	if (!(info->flags & INFO_SEEN)) {
 		info->flags |= INFO_SEEN;
 		e->flags |= FLAG_FIRST;
@@ -88,23 +122,25 @@ static __always_inline void fill_task(struct event *e, bool did)
 		e->flags |= FLAG_TASK;
 }
 
-/* An event of a full socket that is in (or on its way from old to) a state. */
 static __noinline int emit_sock(struct sock *sk, struct sock_info *info, __u64 time_ns, __u32 what)
 {
 	struct event *e = reserve();
+	bool did;
 
 	if (!e)
 		return 0;
-	e->time_ns = time_ns;
-	e->kind = what >> 16;
-	e->old_state = what >> 8;
-	e->new_state = what;
-	read_sock(e, sk);
+	fill_sock(e, sk, time_ns, what);
 	if (filter(e, sk, info) == VERDICT_DROP) {
 		discard_filtered(e);
 		return 0;
 	}
-	fill_task(e, e->kind == EVENT_STATE && task_did(sk, e->old_state, e->new_state));
+	did = e->kind == EVENT_STATE && task_did(sk, e->old_state, e->new_state);
+	if (did) {
+		e = introduced(e, sk, time_ns, what);
+		if (!e)
+			return 0;
+	}
+	fill_task(e, did);
 	fill_info(e, sk, info);
 	e->reset = what >> 24;
 	submit(e);

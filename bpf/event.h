@@ -23,6 +23,7 @@ enum event_kind {
 	EVENT_OVERFLOW,
 	EVENT_SNAPSHOT_BEGIN,
 	EVENT_SNAPSHOT_DONE,
+	EVENT_PROCESS, /* struct process, nothing else is */
 };
 
 /* Facts of the moment: event.Flags. */
@@ -95,6 +96,7 @@ struct event {
 	__u64 bytes_resent;
 	__u64 bytes_acked;
 	__u64 bytes_received;
+	__u64 mptcp; /* socket of the MPTCP connection that this subflow is of, 0 unknown */
 	__u32 lost;  /* failed attempts on this CPU so far */
 	__u32 netns; /* inode */
 	__u32 uid;
@@ -125,7 +127,37 @@ struct event {
 	__u8 owner_comm[16];
 };
 
-_Static_assert(sizeof(struct event) == 208, "struct event has a hole, or grew");
+_Static_assert(sizeof(struct event) == 216, "struct event has a hole, or grew");
+
+#define PATH_BYTES 256
+
+/*
+ * A program that runs in a process, told before the first event that it is part
+ * of: event.Process. The record is told from struct event by its size. Paths
+ * are built from their end, so they end where their field ends.
+ */
+struct process {
+	__u64 time_ns;
+	__u64 start_ns; /* of the thread group, CLOCK_BOOTTIME */
+	__u64 cgroup;	/* v2 */
+	__u32 pid;
+	__u32 ppid;
+	__u32 inner_pid; /* in its own pid namespace */
+	__u32 pidns;	 /* inode */
+	__u32 uid;	 /* effective */
+	__u32 image;	 /* counts execve() */
+	__u16 exe_at;	 /* where in exe it begins; above PATH_BYTES: unknown */
+	__u16 group_at;
+	__u8 exe_deleted;
+	__u8 _pad[3];
+	__u8 comm[16]; /* of the group leader */
+	__u8 exe[PATH_BYTES];
+	__u8 group[PATH_BYTES];
+	__u8 slack[PATH_BYTES]; /* as the verifier does not see that writes end before */
+};
+
+_Static_assert(sizeof(struct process) == 72 + 3 * PATH_BYTES, "struct process has a hole, or grew");
+_Static_assert(sizeof(struct process) != sizeof(struct event), "told apart by size");
 
 /* A socket that was looked at on request: what the iterators of inspect.h write. */
 struct inspection {
@@ -143,6 +175,15 @@ struct inspection {
 enum inspection_fact {
 	INSPECTED_WAITED = 1 << 0, /* somebody sleeps on the socket, or polls it */
 	INSPECTED_OPENED = 1 << 1, /* the peer's SYN has come: it was connected, now or before */
+};
+
+/* How to get into a network namespace: what the iterators of netns.h write. */
+struct netns_way {
+	__u32 inode;
+	__u32 pid;
+	__u32 tid;
+	__s32 fd;     /* of the process; -1: the thread lives in it */
+	__u32 socket; /* fd is a socket of it; 0: it is the namespace itself */
 };
 
 #define STACK_FRAMES 28 /* what a program may have on its stack, with 6 words of top, on 5.10 */

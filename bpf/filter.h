@@ -20,11 +20,7 @@ static __always_inline bool cgroup_matches(struct sock *sk)
 	for (i = 0; i < CGROUP_DEPTH && node; i++) {
 		if (BPF_CORE_READ(node, id) == cfg_cgroup)
 			return true;
-		/* renamed __parent in 6.15 (633488947ef6) */
-		if (bpf_core_field_exists(node->parent))
-			node = BPF_CORE_READ(node, parent);
-		else
-			node = BPF_CORE_READ((struct kernfs_node___parent *)node, __parent);
+		node = parent_of(node);
 	}
 	return false;
 }

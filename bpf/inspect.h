@@ -88,8 +88,10 @@ static __always_inline void inspect_numbers(struct event *e, struct tcp_sock *tp
 	if (e->new_state != TCP_SYN_SENT)
 		e->unread = BPF_CORE_READ(tp, rcv_nxt) - BPF_CORE_READ(tp, copied_seq);
 	e->unsent = BPF_CORE_READ(tp, write_seq) - BPF_CORE_READ(tp, snd_una);
-	if (bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ(tp, is_mptcp))
+	if (bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ(tp, is_mptcp)) {
 		e->flags |= FLAG_MPTCP;
+		e->mptcp = mptcp_of(tp);
+	}
 }
 
 static __always_inline void inspect_sock(struct inspection *i, struct sock *sk)

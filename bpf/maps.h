@@ -80,6 +80,43 @@ struct {
 	__type(value, struct destroyed);
 } last_destroyed SEC(".maps");
 
+/*
+ * Numbers of MPTCP connections by their address, as subflows point to them.
+ * Written at each event of the connection. Never deleted, as nothing tells that
+ * the memory is free: whoever has the address next writes its own before it has
+ * a subflow. Full: the subflows of the connection unused for longest are told
+ * without it.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, __u64);
+} mptcp_ids SEC(".maps");
+
+/*
+ * Processes of which struct process has been told, and what ran where then.
+ * Full: the one unused for longest is told again. Nothing deletes an entry, as
+ * the time of start makes its key good for ever.
+ */
+struct process_key {
+	__u64 start_ns;
+	__u32 pid;
+	__u32 _pad;
+};
+
+struct told {
+	__u64 groups; /* address of its set of control groups, only to be compared */
+	__u64 image;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct process_key);
+	__type(value, struct told);
+} told SEC(".maps");
+
 enum verdict {
 	VERDICT_OPEN, /* not all is known that the filter asks for: let it pass */
 	VERDICT_KEEP,

@@ -108,6 +108,11 @@ static __always_inline __u64 id_of(struct sock *sk, struct sock_info *info)
 	return 0;
 }
 
+static __always_inline bool owner_weak(struct sock_info *info)
+{
+	return info->owner_source == OWNER_UNKNOWN || info->owner_source == OWNER_LISTENER;
+}
+
 /*
  * Who runs now, by the thread group leader: threads rename themselves. Returns
  * whether it is a kernel thread.
@@ -161,6 +166,36 @@ static __always_inline bool task_did(struct sock *sk, int old, int new)
 	return false;
 }
 
+static __always_inline bool is_subflow(struct tcp_sock *tp)
+{
+	return tp && bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp;
+}
+
+/*
+ * The MPTCP connection that a subflow is of, 0 unknown. There is a helper,
+ * bpf_skc_to_mptcp_sock, but not for the sockets of tracing programs.
+ */
+static __always_inline __u64 mptcp_of(struct tcp_sock *tp)
+{
+	struct mptcp_subflow_context *subflow;
+	__u64 key, *id;
+
+	if (!bpf_core_type_exists(struct mptcp_subflow_context))
+		return 0;
+	subflow = BPF_CORE_READ(tp, inet_conn.icsk_ulp_data);
+	key = (__u64)BPF_CORE_READ(subflow, conn);
+	id = bpf_map_lookup_elem(&mptcp_ids, &key);
+	return id ? *id : 0;
+}
+
+/* Renamed __parent in 6.15 (633488947ef6). */
+static __always_inline struct kernfs_node *parent_of(struct kernfs_node *node)
+{
+	if (bpf_core_field_exists(node->parent))
+		return BPF_CORE_READ(node, parent);
+	return BPF_CORE_READ((struct kernfs_node___parent *)node, __parent);
+}
+
 static __always_inline __u64 cgroup_of(struct sock *sk)
 {
 	/* before 5.15 upstream a union that may hold something else */
@@ -212,8 +247,10 @@ static __always_inline void read_numbers(struct event *e, struct sock *sk, struc
 	if (tp->rcv_nxt && e->old_state != TCP_SYN_SENT)
 		e->unread = tp->rcv_nxt - tp->copied_seq;
 	e->unsent = tp->write_seq - tp->snd_una;
-	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
+	if (is_subflow(tp)) {
 		e->flags |= FLAG_MPTCP;
+		e->mptcp = mptcp_of(tp);
+	}
 }
 
 /*

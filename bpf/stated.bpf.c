@@ -23,6 +23,7 @@ struct kernfs_node___parent {
 #include "filter.h"
 #include "emit.h"
 #include "inspect.h"
+#include "netns.h"
 #include "stack.h"
 #include "trampoline.h"
 
@@ -32,6 +33,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 struct event *unused_event __attribute__((unused));
 struct inspection *unused_inspection __attribute__((unused));
 struct stack *unused_stack __attribute__((unused));
+struct netns_way *unused_netns_way __attribute__((unused));
+struct process *unused_process __attribute__((unused));
 
 static __always_inline bool is_birth(int old, int new)
 {
@@ -54,12 +57,16 @@ static __always_inline void begin(struct sock *sk, struct sock_info *info, int o
 	}
 	info->owner_source = new == TCP_LISTEN ? OWNER_LISTEN : OWNER_CONNECT;
 	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
-	current_group(&info->owner_start_ns, info->owner_comm);
+	/* mptcp_worker connects further subflows, for whoever has the connection */
+	if (current_group(&info->owner_start_ns, info->owner_comm) && is_subflow(bpf_skc_to_tcp_sock(sk))) {
+		info->owner_source = OWNER_UNKNOWN;
+		info->owner_pid = 0;
+	}
 }
 
 static __always_inline void remember_closer(struct sock *sk, struct sock_info *info, int old, int new)
 {
-	if (info->owner_source != OWNER_UNKNOWN && info->owner_source != OWNER_LISTENER)
+	if (!owner_weak(info))
 		return;
 	if (new == TCP_CLOSE || !task_did(sk, old, new))
 		return; /* a killer, or the closer of the listener */
@@ -214,6 +221,7 @@ static __always_inline int accepted(struct trace_event_raw_sys_exit *ctx)
 		return 0;
 	if (cfg_stacks)
 		remember_stack(ctx, cookie);
+	introduce();
 	e = reserve();
 	if (!e)
 		return 0;
@@ -377,7 +385,7 @@ int st_iter_file(struct bpf_iter__task_file *ctx)
 		return 0;
 	if (!info->id && needs_own_id(sk))
 		info->id = own_id();
-	if (info->owner_source == OWNER_UNKNOWN || info->owner_source == OWNER_LISTENER) {
+	if (owner_weak(info)) {
 		info->owner_source = sk->__sk_common.skc_state == TCP_LISTEN ? OWNER_LISTEN : OWNER_HOLDER;
 		info->owner_pid = task->tgid;
 		info->owner_start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
@@ -412,6 +420,7 @@ SEC("tracepoint/sock/inet_sock_set_state")
 int st_set_state_tp(void *ctx)
 {
 	struct classic_set_state s;
+	__u64 now = bpf_ktime_get_boot_ns(); /* before the place in the ring: Probe.tell relies on it */
 	struct sock_info *info, fresh = {};
 	struct event *e;
 	__u64 id, key;
@@ -435,7 +444,7 @@ int st_set_state_tp(void *ctx)
 	e = reserve();
 	if (!e)
 		return 0;
-	e->time_ns = bpf_ktime_get_boot_ns();
+	e->time_ns = now;
 	e->kind = EVENT_STATE;
 	e->old_state = s.oldstate;
 	e->new_state = s.newstate;

@@ -207,6 +207,8 @@ static __always_inline int request_end(struct sock *sk, struct request_sock *req
 		cause = END_LISTENER;
 	if (!cause)
 		cause = otherwise;
+	if (cause == END_KILLED)
+		introduce();
 	e = reserve_mini(skc, id, WHAT(EVENT_REQUEST_END, TCP_NEW_SYN_RECV, TCP_CLOSE) | cause << 24);
 	if (!e)
 		return 0;
@@ -349,7 +351,10 @@ int BPF_PROG(st_cookie_tsoff, struct sock *sk, void *skb, void *req, void *dst, 
 /* The current task has the socket: it accepted it, or reads from it. */
 static __always_inline int took(struct sock *sk, struct sock_info *info, __u8 source, __u8 kind)
 {
+	__u8 state = sk->__sk_common.skc_state;
+	__u32 what = WHAT(kind, state, state);
 	struct event *e;
+	__u64 now;
 
 	if (!info->id && needs_own_id(sk))
 		info->id = own_id();
@@ -357,17 +362,18 @@ static __always_inline int took(struct sock *sk, struct sock_info *info, __u8 so
 	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
 	current_group(&info->owner_start_ns, info->owner_comm);
 	tell_birth(sk, info);
+	now = bpf_ktime_get_boot_ns();
 	e = reserve();
 	if (!e)
 		return 0;
-	e->time_ns = bpf_ktime_get_boot_ns();
-	e->kind = kind;
-	e->old_state = e->new_state = sk->__sk_common.skc_state;
-	read_sock(e, sk);
+	fill_sock(e, sk, now, what);
 	if (filter(e, sk, info) == VERDICT_DROP) {
 		discard_filtered(e);
 		return 0;
 	}
+	e = introduced(e, sk, now, what);
+	if (!e)
+		return 0;
 	fill_task(e, true);
 	fill_info(e, sk, info);
 	e->fd = -1;
@@ -399,7 +405,7 @@ int BPF_PROG(st_read, struct sock *sk)
 	struct sock_info *info = info_of(sk, true);
 	struct task_struct *task;
 
-	if (!info || (info->owner_source != OWNER_UNKNOWN && info->owner_source != OWNER_LISTENER))
+	if (!info || !owner_weak(info))
 		return 0;
 	task = (void *)bpf_get_current_task();
 	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
@@ -514,6 +520,8 @@ int BPF_PROG(st_tw_kill, struct inet_timewait_sock *tw)
 	if (!skc->skc_cookie.counter)
 		return 0;
 	cause = cause & END_EARLY ? cause & ~END_EARLY : END_TIMER;
+	if (cause == END_KILLED || cause == END_REUSED)
+		introduce();
 	e = reserve_mini(skc, skc->skc_cookie.counter,
 			 WHAT(EVENT_TIME_WAIT_END, tw->tw_substate, TCP_CLOSE) | cause << 24);
 	if (!e)

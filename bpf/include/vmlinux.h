@@ -135,6 +135,7 @@ struct sock_common {
 
 struct kernfs_node {
 	struct kernfs_node *parent;
+	const char *name;
 	u64 id;
 };
 
@@ -163,8 +164,40 @@ typedef struct {
 	__s64 counter;
 } atomic_long_t;
 
+/* include/linux/fs.h, dcache.h, fs/mount.h */
+struct qstr {
+	u32 len;
+	const unsigned char *name;
+};
+
+struct hlist_bl_node {
+	struct hlist_bl_node **pprev;
+};
+
+struct dentry {
+	struct hlist_bl_node d_hash;
+	struct dentry *d_parent;
+	struct qstr d_name;
+};
+
+struct vfsmount {
+	struct dentry *mnt_root;
+};
+
+struct mount {
+	struct mount *mnt_parent;
+	struct dentry *mnt_mountpoint;
+	struct vfsmount mnt;
+};
+
+struct path {
+	struct vfsmount *mnt;
+	struct dentry *dentry;
+};
+
 struct file {
 	void *private_data;
+	struct path f_path;
 	struct inode *f_inode;
 	atomic_long_t f_count;
 };
@@ -229,6 +262,7 @@ struct inet_connection_sock {
 		u32 lrcvtime;
 	} icsk_ack;
 	struct request_sock_queue icsk_accept_queue;
+	void *icsk_ulp_data;
 };
 
 struct tcp_sock {
@@ -248,6 +282,10 @@ struct tcp_sock {
 	bool is_mptcp;
 };
 
+struct mptcp_subflow_context {
+	struct sock *conn;
+};
+
 struct fdtable {
 	struct file **fd;
 };
@@ -264,7 +302,31 @@ struct signal_struct {
 	atomic_t live;
 };
 
+/* include/linux/pid.h, pid_namespace.h, cred.h, cgroup-defs.h */
+struct pid_namespace {
+	struct ns_common ns;
+};
+
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
+};
+
+struct cred {
+	kuid_t euid;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
 struct mm_struct {
+	struct file *exe_file;
 	unsigned long start_code;
 	unsigned long start_stack;
 };
@@ -276,6 +338,11 @@ struct task_struct {
 	int tgid;
 	u64 start_boottime;
 	struct task_struct *group_leader;
+	struct task_struct *real_parent;
+	struct pid *thread_pid;
+	const struct cred *cred;
+	struct css_set *cgroups;
+	u64 self_exec_id;
 	struct files_struct *files;
 	struct signal_struct *signal;
 	struct nsproxy *nsproxy;
@@ -296,6 +363,11 @@ struct bpf_iter_meta {
 struct bpf_iter__tcp {
 	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common;
+};
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
 };
 
 struct bpf_iter__task_file {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -22,7 +23,6 @@ import (
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 	"github.com/stated-tcp/stated/pkg/metrics"
 	"github.com/stated-tcp/stated/pkg/probe"
-	"github.com/stated-tcp/stated/pkg/proc"
 	"github.com/stated-tcp/stated/pkg/render"
 )
 
@@ -46,6 +46,9 @@ records of its own.
 SIGHUP applies the filter and the sinks of the configuration anew, and has file
 sinks open their files anew. SIGTERM ends: sinks get what is there within the
 time that 'drain' gives, the rest stays in the spool for the next start.
+
+When its hooks are attached it gives up what it does not need any more: files
+that it writes have to belong to root, whatever their mode.
 
 Each key can be set in the environment (STATED_SPOOL_DIR for spool.dir) and on
 the command line (--set spool.dir=/x), which goes over both.`,
@@ -73,17 +76,33 @@ func (f *agentFlags) load() (*agent.Config, *filter.Filter, error) {
 		name = f.config
 	}
 	cfg, err := agent.LoadConfig(text, os.Environ(), f.set)
+	if err == nil && cfg.Listen != "" {
+		err = metrics.CheckAddress(cfg.Listen)
+	}
 	if err != nil {
-		return nil, nil, usagef("%s: %w", name, err)
+		return nil, nil, wrong(name, err, err)
 	}
 	c := &cfg.Filter
 	flags := filterFlags{pids: c.PIDs, ports: c.Ports, local: c.LocalPorts, remote: c.RemotePorts, comms: c.Processes,
 		addrs: c.Addresses, roles: c.Roles, states: c.States, netns: c.Netns, minDuration: c.MinDuration}
 	want, err := flags.parse()
 	if err != nil {
-		return nil, nil, usagef("%s: filter: %w", name, errors.New(strings.TrimPrefix(err.Error(), "--")))
+		return nil, nil, wrong(name+": filter", errors.New(strings.TrimPrefix(err.Error(), "--")), err)
+	}
+	if !c.Own {
+		want.NotPID = uint32(os.Getpid())
 	}
 	return cfg, want, nil
+}
+
+// wrong says that err makes the configuration wrong. Nobody needs to start again
+// with it, unless its cause is a file that cannot be read: that may come yet.
+func wrong(where string, err, cause error) error {
+	var file *fs.PathError
+	if errors.As(cause, &file) {
+		return fmt.Errorf("%s: %w", where, err)
+	}
+	return usagef("%s: %w", where, err)
 }
 
 func (f *agentFlags) run(cmd *cobra.Command) error {
@@ -107,6 +126,9 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer p.Close()
+	if err := agent.DropPrivileges(); err != nil {
+		log.Warn("privileges that are not needed any more cannot be dropped", "error", err)
+	}
 	host := thisHost()
 	d, err := agent.StartDaemon(cfg, host, want, log)
 	if err != nil {
@@ -115,13 +137,15 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 	options := tableOptions(p)
 	options.MaxConns = cfg.MaxConnections
 	table := lifecycle.New(d.Stream, options)
-	if stopServing, err := serve(cfg, p, d, table, options.MaxConns); err != nil {
+	loop := &agent.Loop{Source: p, Table: table, Consumer: d.Stream, Now: probe.Now, Learn: d.Processes.Learn,
+		Snapshot: p.Snapshot, SnapshotEvery: snapshotEvery, Late: func() {
+			log.Warn("a snapshot of all sockets does not end, and until it does losses are not repaired: some process may hold the lock of a socket")
+		}}
+	if stopServing, err := serve(cfg, p, d, loop, options.MaxConns); err != nil {
 		return errors.Join(err, d.Close())
 	} else if stopServing != nil {
 		defer stopServing()
 	}
-	loop := &agent.Loop{Source: p, Table: table, Consumer: d.Stream, Now: probe.Now,
-		Snapshot: p.Snapshot, SnapshotEvery: snapshotEvery}
 	var missing []string
 	for _, h := range p.Hooks() {
 		if h.Err != nil {
@@ -137,10 +161,13 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 			log.Warn("leaks cannot be looked for", "why", firstLine(err))
 		} else {
 			defer inspector.Close()
+			if why := inspector.Limited(); why != nil {
+				log.Info("leaks are looked for by sock_diag, which does not know since when a connection in CLOSE has ended", "why", firstLine(why))
+			}
 			d.LookForLeaks(&agent.Leaks{
 				Inspector: inspector, Rules: leak.Rules{MinAge: int64(cfg.Leaks.MinAge), States: leak.DefaultStates},
 				By: leak.ByProcess, Filter: want, Now: probe.Now, Table: table, Every: cfg.Leaks.Every,
-			}, describe())
+			}, described(d.Processes))
 		}
 	}
 	go d.Watch(ctx)
@@ -165,10 +192,9 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 	return err
 }
 
-// describe looks up what a leak's record says of a process; not its command
-// line, which may have secrets.
-func describe() func(event.Task) render.Process {
-	p := &processes{resolver: proc.New(proc.Options{})}
+// described looks up what a leak's record says of a process.
+func described(by *agent.Processes) func(event.Task) render.Process {
+	p := &processes{Processes: by}
 	return func(t event.Task) render.Process {
 		p.forget()
 		return p.withDescriptors(t)
@@ -176,15 +202,16 @@ func describe() func(event.Task) render.Process {
 }
 
 // serve counts, and answers on cfg.Listen; where that is empty it does neither.
-func serve(cfg *agent.Config, p *probe.Probe, d *agent.Daemon, table *lifecycle.Table, limit int) (stop func() error, err error) {
+func serve(cfg *agent.Config, p *probe.Probe, d *agent.Daemon, loop *agent.Loop, limit int) (stop func() error, err error) {
 	if cfg.Listen == "" {
 		return nil, nil
 	}
-	views := metrics.NewViews(table)
+	views := metrics.NewViews(loop.Table)
 	m := metrics.New(metrics.Sources{Version: buildVersion(), Views: views, TableLimit: limit,
-		Kernel: p.Stats, Spool: d.SpoolStats, SpoolLost: d.SpoolLost, Sinks: d.SinkStats})
+		Kernel: p.Stats, Misses: d.Processes.Misses, Spool: d.SpoolStats, SpoolOldest: d.SpoolOldest, SpoolLimit: cfg.Spool.MaxBytes, SpoolLost: d.SpoolLost, Sinks: d.SinkStats})
 	d.Stream.Also, d.Stream.OnIdle = m, views.Idle
-	d.OnAcked(m.Acked)
+	d.Measure(m)
+	loop.Snapshotted = m.Snapshotted
 	return metrics.Serve(cfg.Listen, m, func() error { return d.Alive(30 * time.Second) }, d.Ready)
 }
 
@@ -197,11 +224,12 @@ func (f *agentFlags) reload(d *agent.Daemon, log *slog.Logger) {
 		return
 	}
 	restart, err := d.Reload(cfg, want)
-	if err != nil {
-		log.Error("not all of the new configuration could be applied", "error", err)
-	}
 	if len(restart) > 0 {
 		log.Warn("some keys need a restart", "keys", strings.Join(restart, ", "))
+	}
+	if err != nil {
+		log.Error("not all of the new configuration could be applied: what could not goes on as it was", "error", err)
+		return
 	}
 	log.Info("configuration applied", "sinks", len(cfg.Sinks))
 }

@@ -16,7 +16,8 @@ import (
 )
 
 func newCheck() *cobra.Command {
-	return &cobra.Command{
+	var classic bool
+	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Say what this kernel and these privileges allow",
 		Long: `check loads and attaches every program once and says, for each hook of the
@@ -24,7 +25,7 @@ kernel, whether it can be used, what is lost without it and how to get it.
 It exits with 0 if stated can work, and with 3 if it cannot.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// a filter that needs every hook, for a process that cannot be
-			p, err := probe.Open(probe.Options{Filter: event.Filter{PIDs: []uint32{1 << 31}, Tree: true}})
+			p, err := probe.Open(probe.Options{Classic: classic, Filter: event.Filter{PIDs: []uint32{1 << 31}, Tree: true}})
 			if err != nil {
 				return err
 			}
@@ -35,12 +36,14 @@ It exits with 0 if stated can work, and with 3 if it cannot.`,
 			}
 			verdict := "stated can work here"
 			if p.Partial() {
-				verdict = "stated can work here, with states and addresses only"
+				verdict = "stated can work here: changes with states and addresses only, snapshots by sock_diag"
 			}
 			_, err = fmt.Fprintln(out, verdict)
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&classic, "classic", false, "say what kernels without BTF allow")
+	return cmd
 }
 
 // showTier says what each hook of a tier gives, or what is lost without it, and

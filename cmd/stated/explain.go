@@ -68,6 +68,7 @@ and why, and what to look for next. A number alone is a process.`,
 	}
 	cmd.Flags().DurationVar(&o.minAge, "min-age", 30*time.Second, "of sockets: stuck is what stays in its state for this `TIME`")
 	cmd.Flags().IntVar(&o.examples, "examples", 3, "of sockets: tell all of `N`")
+	registerClassic(cmd, &o.classic)
 	cmd.Flags().StringVar(&names, "names", "kernel", "spell states like `SYSTEM`: kernel, ss, rfc, bsd, windows, solaris, otel")
 	return cmd
 }

@@ -64,18 +64,19 @@ type onlooker struct {
 	names    event.Naming
 	minAge   time.Duration
 	examples int
+	classic  bool
 }
 
 func (o *onlooker) explain(cmd *cobra.Command, about *subject) error {
 	if o.minAge < 0 || o.examples < 0 {
 		return usagef("--min-age and --examples cannot be negative")
 	}
-	processes := newProcesses()
+	processes := newProcesses(proc.Options{Cmdline: true}, nil)
 	task, err := processes.named(about.pid)
 	if err != nil {
 		return err
 	}
-	inspector, err := probe.OpenInspector()
+	inspector, err := openInspector(cmd, o.classic)
 	if err != nil {
 		return err
 	}
@@ -106,7 +107,7 @@ func (p *processes) named(pid uint32) (event.Task, error) {
 	if pid == 0 {
 		return event.Task{}, nil
 	}
-	found, err := p.resolver.Lookup(event.Task{PID: pid})
+	found, err := p.Resolver.Lookup(event.Task{PID: pid})
 	if errors.Is(err, proc.ErrGone) {
 		return event.Task{}, fmt.Errorf("there is no process %d", pid)
 	}

@@ -40,7 +40,7 @@ func TestExplainLive(t *testing.T) {
 	requireRoot(t)
 	argv := python(t)
 	if argv == nil {
-		t.Skip("not installed: python")
+		notInstalled(t, "python3")
 	}
 	p := plant(t, false, append(argv, "data_unread")...)
 	pid := strconv.Itoa(p.pid)
@@ -77,7 +77,7 @@ func TestLeaksSayWhoWaits(t *testing.T) {
 	requireRoot(t)
 	argv := python(t)
 	if argv == nil {
-		t.Skip("not installed: python")
+		notInstalled(t, "python3")
 	}
 	p := plant(t, false, append(argv, "waited")...)
 	fds := make([]string, len(p.holders))

@@ -159,6 +159,7 @@ func cgroupID(s string) (uint64, error) {
 // outputFlags say how trace and replay show things.
 type outputFlags struct {
 	format, names, color string
+	cmdline              bool
 	events               bool
 	count                int
 	utc                  bool
@@ -177,9 +178,14 @@ func (o *outputFlags) register(cmd *cobra.Command) {
 // registerFormat adds the flags of what is shown once, without times.
 func (o *outputFlags) registerFormat(cmd *cobra.Command) {
 	fs := cmd.Flags()
-	fs.StringVarP(&o.format, "output", "o", "text", "`FORMAT`: text, wide, or json (one object a line)")
+	fs.StringVarP(&o.format, "output", "o", "text", "`FORMAT`: text, wide, json (one object a line), or ecs (json by the Elastic Common Schema)")
 	fs.StringVar(&o.names, "names", "kernel", "spell states like `SYSTEM`: kernel, ss, rfc, bsd, windows, solaris, otel")
 	fs.StringVar(&o.color, "color", "auto", "`WHEN` to use colours: auto, always, never")
+}
+
+// registerCmdline adds the flag of what may hold passwords.
+func (o *outputFlags) registerCmdline(cmd *cobra.Command, shown bool) {
+	cmd.Flags().BoolVar(&o.cmdline, "cmdline", shown, "show the arguments of processes, which may hold passwords")
 }
 
 func (o *outputFlags) parse(host render.Host, out any) (render.Options, error) {

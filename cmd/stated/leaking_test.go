@@ -242,7 +242,7 @@ func TestLeakingPrograms(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			argv := programs[tt.language]
 			if argv == nil {
-				t.Skip("not installed: ", tt.language)
+				notInstalled(t, tt.language)
 			}
 			p := plant(t, tt.pidns, append(slices.Clone(argv), tt.way)...)
 			if tt.verdict == "" {

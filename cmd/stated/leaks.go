@@ -14,6 +14,7 @@ import (
 	"github.com/stated-tcp/stated/pkg/leak"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 	"github.com/stated-tcp/stated/pkg/probe"
+	"github.com/stated-tcp/stated/pkg/proc"
 	"github.com/stated-tcp/stated/pkg/render"
 	"github.com/stated-tcp/stated/pkg/symbol"
 )
@@ -96,6 +97,7 @@ Exit code 4 when more than --max sockets are leaked (in the second recording),
 	fs.Lookup("state").Usage = "look at these `STATES`, in any spelling (default CLOSE_WAIT,CLOSE; CLOSE is a connection that ended while its descriptor is open)"
 	fs.Lookup("min-duration").Hidden = true
 	l.out.registerFormat(cmd)
+	l.out.registerCmdline(cmd, true)
 	fs.DurationVar(&l.minAge, "min-age", 30*time.Second, "stuck is what stays in its state for this `TIME`")
 	fs.StringVar(&l.by, "by", "process", "group by `WHAT`: process (and service), peer, listener, container, stack, none (each socket)")
 	fs.BoolVar(&l.stacks, "stacks", false, "with --for or --watch, show where in the code the sockets were opened")
@@ -134,7 +136,7 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 	}
 	out := render.New(cmd.OutOrStdout(), opts)
 	out.SetClock(probe.Now())
-	found, processes := 0, newProcesses()
+	found, processes := 0, newProcesses(proc.Options{Cmdline: l.out.cmdline}, nil)
 	by, container := groupings[l.by], (func(*leak.Group) string)(nil)
 	if l.by == byContainer {
 		by = leak.ByContainer(processes.container)
@@ -160,7 +162,7 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 	if l.watch || l.live.span > 0 {
 		err = l.observe(cmd, leaks)
 	} else {
-		err = lookOnce(leaks)
+		err = l.lookOnce(cmd, leaks)
 	}
 	if err == nil && found > l.max {
 		err = errLeaks
@@ -168,9 +170,9 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 	return err
 }
 
-// lookOnce needs no event, only the iterators.
-func lookOnce(leaks *agent.Leaks) error {
-	inspector, err := probe.OpenInspector()
+// lookOnce needs no event.
+func (l *leaksFlags) lookOnce(cmd *cobra.Command, leaks *agent.Leaks) error {
+	inspector, err := openInspector(cmd, l.live.classic)
 	if err != nil {
 		return err
 	}
@@ -181,12 +183,14 @@ func lookOnce(leaks *agent.Leaks) error {
 
 // observe follows all connections, so that ages are exact.
 func (l *leaksFlags) observe(cmd *cobra.Command, leaks *agent.Leaks) error {
-	p, err := probe.Open(probe.Options{RingBytes: l.live.ring, NoStorage: l.live.noStore, Stacks: l.stacks})
+	p, err := probe.Open(probe.Options{RingBytes: l.live.ring, Classic: l.live.classic, NoStorage: l.live.noStore, Stacks: l.stacks})
 	if err != nil {
 		return err
 	}
 	defer p.Close()
-	if l.stacks {
+	if l.stacks && p.Partial() {
+		fmt.Fprintln(cmd.ErrOrStderr(), "stated: there are no stacks without BTF")
+	} else if l.stacks {
 		leaks.Stacks = &agent.Stacks{Source: p, Symbols: symbol.New(symbol.Options{Lines: true})}
 		defer l.tellLost(cmd, p)
 	}
@@ -195,7 +199,7 @@ func (l *leaksFlags) observe(cmd *cobra.Command, leaks *agent.Leaks) error {
 		return &probe.UnusableError{Reason: err.Error(), Err: err}
 	}
 	defer inspector.Close()
-	leaks.Inspector = inspector
+	leaks.Inspector = noteLimits(cmd, inspector)
 	options := tableOptions(p)
 	options.MaxConns = l.live.maxConns
 	var consumer agent.Consumer = leaks
@@ -214,6 +218,9 @@ func (l *leaksFlags) observe(cmd *cobra.Command, leaks *agent.Leaks) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "stated: watching for %v, Ctrl-C reports now\n", l.live.span)
 	}
 	loop := &agent.Loop{Source: p, Table: leaks.Table, Consumer: consumer, Now: probe.Now}
+	if p.Partial() { // what is looked at and what events tell share no number otherwise
+		loop.Snapshot, loop.SnapshotEvery = p.Snapshot, snapshotEvery
+	}
 	if err := loop.Run(ctx); err != nil || l.watch {
 		return err
 	}

@@ -58,7 +58,13 @@ func eventually(t *testing.T, code int, args ...string) string {
 func TestLeaks(t *testing.T) {
 	requireRoot(t)
 	port := strconv.Itoa(leakInto(t, 3))
-	out := eventually(t, 4, "leaks", "--lport", port, "--min-age", "1ms", "--max", "2", "-o", "json")
+	for _, way := range []string{"--classic=false", "--classic"} {
+		t.Run(way, func(t *testing.T) { testLeaks(t, port, way) })
+	}
+}
+
+func testLeaks(t *testing.T, port, way string) {
+	out := eventually(t, 4, "leaks", way, "--lport", port, "--min-age", "1ms", "--max", "2", "-o", "json")
 	var leak struct {
 		Sockets int    `json:"stated.leak.sockets"`
 		PID     int    `json:"process.pid"`
@@ -74,16 +80,16 @@ func TestLeaks(t *testing.T) {
 	if leak.Sockets != 3 || leak.PID != os.Getpid() || leak.Verdict != "eof_unread" || leak.Path != exe || leak.Used < 3 || strconv.Itoa(leak.Port) != port {
 		t.Errorf("%+v", leak)
 	}
-	if text := eventually(t, 0, "leaks", "--lport", port, "--min-age", "1ms", "--max", "3"); !strings.Contains(text, "3 sockets leaked") {
+	if text := eventually(t, 0, "leaks", way, "--lport", port, "--min-age", "1ms", "--max", "3"); !strings.Contains(text, "3 sockets leaked") {
 		t.Errorf("tolerated, but not shown:\n%s", text)
 	}
-	if each := eventually(t, 4, "leaks", "--lport", port, "--min-age", "1ms", "--by", "none", "-o", "json"); strings.Count(each, "\n") != 3 {
+	if each := eventually(t, 4, "leaks", way, "--lport", port, "--min-age", "1ms", "--by", "none", "-o", "json"); strings.Count(each, "\n") != 3 {
 		t.Errorf("not a record for each socket:\n%s", each)
 	}
-	if text := eventually(t, 0, "leaks", "--lport", port, "--min-age", "1h"); !strings.HasPrefix(text, "no leaks") {
+	if text := eventually(t, 0, "leaks", way, "--lport", port, "--min-age", "1h"); !strings.HasPrefix(text, "no leaks") {
 		t.Errorf("too young, but found:\n%s", text)
 	}
-	if text := eventually(t, 0, "leaks", "--lport", port, "--min-age", "1ms", "--pid", "1"); !strings.HasPrefix(text, "no leaks") {
+	if text := eventually(t, 0, "leaks", way, "--lport", port, "--min-age", "1ms", "--pid", "1"); !strings.HasPrefix(text, "no leaks") {
 		t.Errorf("of another process, but found:\n%s", text)
 	}
 }
@@ -172,12 +178,12 @@ exec sleep 600`
 		t.Fatalf("the load did not start: %v", err)
 	}
 	for deadline := time.Now().Add(20 * time.Second); ; {
-		theirs, ours := ssSockets(t, pid), lsSockets(t, pid)
-		if slices.Equal(theirs, ours) && len(ours) >= 10 {
+		theirs, ours, classic := ssSockets(t, pid), lsSockets(t, pid), lsSockets(t, pid, "--classic")
+		if slices.Equal(theirs, ours) && slices.Equal(theirs, classic) && len(ours) >= 10 {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("ss has\n%s\nand ls\n%s", strings.Join(theirs, "\n"), strings.Join(ours, "\n"))
+			t.Fatalf("ss has\n%s\nand ls\n%s\nand by sock_diag\n%s", strings.Join(theirs, "\n"), strings.Join(ours, "\n"), strings.Join(classic, "\n"))
 		}
 	}
 }
@@ -210,9 +216,9 @@ func ssSockets(t *testing.T, pid string) (list []string) {
 	return list
 }
 
-func lsSockets(t *testing.T, pid string) (list []string) {
+func lsSockets(t *testing.T, pid string, flags ...string) (list []string) {
 	t.Helper()
-	out, stderr, code := runStated(t, "ls", "--all", "-o", "json", "--netns", "/proc/"+pid+"/ns/net")
+	out, stderr, code := runStated(t, append([]string{"ls", "--all", "-o", "json", "--netns", "/proc/" + pid + "/ns/net"}, flags...)...)
 	if code != 0 {
 		t.Fatal(stderr)
 	}
@@ -248,9 +254,13 @@ func lsSockets(t *testing.T, pid string) (list []string) {
 // TestCheck: every hook has a row, and each tier says why what is missing is.
 func TestCheck(t *testing.T) {
 	requireRoot(t)
-	out, stderr, code := runStated(t, "check")
-	if code != 0 {
-		t.Fatal(stderr)
+	out, stderr, code := runStated(t, "check", "--classic")
+	if code != 0 || !strings.Contains(out, "ok       sock_diag\n") || strings.Contains(out, "it is known from its next") {
+		t.Errorf("%s%s", out, stderr)
+	}
+	out, stderr, code = runStated(t, "check")
+	if code != 0 || strings.Contains(out, "sock_diag") {
+		t.Fatal(stderr, out)
 	}
 	for _, word := range []string{"core\n", "causes\n", "scan\n", "trampolines\n", "stated can work here"} {
 		if !strings.Contains(out, word) {

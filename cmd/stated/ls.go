@@ -13,6 +13,7 @@ import (
 	"github.com/stated-tcp/stated/pkg/census"
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/probe"
+	"github.com/stated-tcp/stated/pkg/proc"
 	"github.com/stated-tcp/stated/pkg/render"
 )
 
@@ -49,7 +50,7 @@ func newLs() *cobra.Command {
 	var f filterFlags
 	var out outputFlags
 	var order string
-	var all bool
+	var all, classic bool
 	cmd := &cobra.Command{
 		Use:   "ls [flags]",
 		Short: "List the TCP sockets of this host: state, age, queues, owner",
@@ -87,7 +88,7 @@ Marks: → we called, ← they called, ~ inferred from the listeners that are th
 			if err != nil {
 				return err
 			}
-			inspector, err := probe.OpenInspector()
+			inspector, err := openInspector(cmd, classic)
 			if err != nil {
 				return err
 			}
@@ -111,7 +112,7 @@ Marks: → we called, ← they called, ~ inferred from the listeners that are th
 			slices.SortStableFunc(c.Sockets, compare)
 			w := render.New(cmd.OutOrStdout(), opts)
 			w.SetClock(probe.Now())
-			w.Sockets(c, newProcesses().of)
+			w.Sockets(c, newProcesses(proc.Options{Cmdline: out.cmdline}, nil).of)
 			return w.Flush()
 		},
 	}
@@ -119,6 +120,8 @@ Marks: → we called, ← they called, ~ inferred from the listeners that are th
 	cmd.Flags().Lookup("state").Usage = "in one of these `STATES`, in any spelling"
 	cmd.Flags().Lookup("min-duration").Usage = "in its state for at least this `TIME`"
 	out.registerFormat(cmd)
+	out.registerCmdline(cmd, true)
+	registerClassic(cmd, &classic)
 	cmd.Flags().BoolVar(&all, "all", false, "also what is in TIME_WAIT")
 	cmd.Flags().StringVar(&order, "sort", "state", "`ORDER`: state, age (oldest first), local, pid")
 	return cmd

@@ -5,8 +5,8 @@ package main
 import (
 	"cmp"
 	"math"
-	"strings"
 
+	"github.com/stated-tcp/stated/pkg/agent"
 	"github.com/stated-tcp/stated/pkg/census"
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/proc"
@@ -15,9 +15,9 @@ import (
 
 // processes looks up what is shown of a process beside its name.
 type processes struct {
-	resolver *proc.Resolver
-	counted  map[event.Task]render.Process // of one report
-	waiters  map[uint32]waiters            // of one report, by pid
+	*agent.Processes
+	counted map[event.Task]render.Process // of one report
+	waiters map[uint32]waiters            // of one report, by pid
 }
 
 // waiters is what a look at the threads of a process gave.
@@ -26,22 +26,18 @@ type waiters struct {
 	err error
 }
 
-func newProcesses() *processes {
-	p := &processes{resolver: proc.New(proc.Options{Cmdline: true})}
+// newProcesses asks names for those of containers; nil: nobody.
+func newProcesses(o proc.Options, names *proc.Names) *processes {
+	p := &processes{Processes: agent.NewProcesses(proc.New(o), names)}
 	p.forget()
 	return p
 }
 
-func (p *processes) of(t event.Task) (out render.Process) {
-	found, err := p.resolver.Lookup(t)
-	if err != nil {
-		return out // gone: what the kernel told is all
+func (p *processes) of(t event.Task) render.Process {
+	if known := p.Of(t); known != nil {
+		return *known
 	}
-	out.Executable = found.Exe
-	out.CommandLine = strings.Join(found.Cmdline, " ")
-	out.User, out.Unit = found.User, cmp.Or(found.Cgroup.UserUnit, found.Cgroup.Unit)
-	out.Container, out.Pod = found.Cgroup.Container.ID, found.Cgroup.PodUID
-	return out
+	return render.Process{} // gone: what the kernel told is all
 }
 
 // forget makes the next report count descriptors anew.
@@ -55,7 +51,7 @@ func (p *processes) withDescriptors(t event.Task) render.Process {
 	out, ok := p.counted[t]
 	if !ok {
 		out = p.of(t)
-		if open, limit, err := p.resolver.FDs(t.PID); err == nil && limit < math.MaxInt32 {
+		if open, limit, err := p.Resolver.FDs(t.PID); err == nil && limit < math.MaxInt32 {
 			out.FDs, out.FDLimit = open, int(limit)
 		}
 		p.counted[t] = out
@@ -65,7 +61,7 @@ func (p *processes) withDescriptors(t event.Task) render.Process {
 
 // container is the container that a process is in, "" for none.
 func (p *processes) container(t event.Task) string {
-	found, err := p.resolver.Lookup(t)
+	found, err := p.Resolver.Lookup(t)
 	if err != nil {
 		return ""
 	}
@@ -86,7 +82,7 @@ func (p *processes) waits(s *census.Socket) render.Wait {
 		h := &s.Holders[i]
 		of, ok := p.waiters[h.PID]
 		if !ok {
-			of.Waiters, of.err = p.resolver.Waiters(h.PID)
+			of.Waiters, of.err = p.Resolver.Waiters(h.PID)
 			p.waiters[h.PID] = of
 		}
 		w, err := proc.Wait{}, of.err

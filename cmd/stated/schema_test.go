@@ -93,7 +93,7 @@ func TestLiveOutputFitsTheSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer before.Close()
-	for _, flags := range []string{"--existing --events", "--existing", "--classic --events", "--classic"} {
+	for _, flags := range []string{"--existing --events", "--existing", "--existing --classic --events", "--existing --classic"} {
 		t.Run(flags, func(t *testing.T) {
 			cmd := exec.Command(stated, append(strings.Fields("trace -o json --for 20s"), strings.Fields(flags)...)...)
 			stdout, err := cmd.StdoutPipe()

@@ -19,6 +19,7 @@ import (
 	"github.com/stated-tcp/stated/pkg/filter"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 	"github.com/stated-tcp/stated/pkg/probe"
+	"github.com/stated-tcp/stated/pkg/proc"
 	"github.com/stated-tcp/stated/pkg/recording"
 	"github.com/stated-tcp/stated/pkg/render"
 )
@@ -83,6 +84,7 @@ connection; … it goes on.`,
 	}
 	l.register(cmd)
 	o.register(cmd)
+	o.registerCmdline(cmd, false)
 	cmd.Flags().BoolVar(&existing, "existing", false, "first list the sockets that are there")
 	cmd.Flags().StringVar(&record, "record", "", "also record all events to `FILE`")
 	return cmd
@@ -115,11 +117,13 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	}
 	host := thisHost()
 	trace := &agent.Trace{Filter: want, Existing: existing}
+	who := agent.NewProcesses(proc.New(proc.Options{Cmdline: o != nil && o.cmdline}), nil)
 	if o != nil {
 		opts, err := o.parse(host, cmd.OutOrStdout())
 		if err != nil {
 			return err
 		}
+		opts.Processes = who.Of
 		trace.Out = render.New(cmd.OutOrStdout(), opts)
 		trace.Events, trace.Count, trace.OpenAfter = o.events, o.count, int64(o.openAfter)
 	}
@@ -144,6 +148,7 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	options := tableOptions(p)
 	options.MaxConns = l.maxConns
 	loop := &agent.Loop{Source: p, Now: probe.Now, Snapshot: p.Snapshot, SnapshotEvery: snapshotEvery}
+	loop.Learn = who.Learn
 	if record != "" {
 		if loop.Record, err = recording.Create(record, header(host, options)); err != nil {
 			return err
@@ -247,10 +252,12 @@ func replay(cmd *cobra.Command, path string, want *filter.Filter, o *outputFlags
 	if err != nil {
 		return err
 	}
+	who := agent.NewProcesses(proc.New(proc.Options{Recorded: true}), nil)
+	opts.Processes = who.Of
 	trace := &agent.Trace{Out: render.New(cmd.OutOrStdout(), opts), Filter: want, Events: o.events, Count: o.count, OpenAfter: int64(o.openAfter)}
 	table := lifecycle.New(trace, lifecycle.Options{NoDestroy: h.NoDestroy, NoResets: h.NoResets, SeesTimeWait: h.SeesTimeWait})
 	trace.Table = table
-	err = (&agent.Loop{Source: rec, Table: table, Consumer: trace}).Run(cmd.Context())
+	err = (&agent.Loop{Source: rec, Table: table, Consumer: trace, Learn: who.Learn}).Run(cmd.Context())
 	if d := rec.Damage(); d != (recording.Damage{}) {
 		fmt.Fprintf(cmd.ErrOrStderr(), "stated: the recording is damaged: %d bad blocks, %d events lost, %d bytes cut off at the end\n",
 			d.BadBlocks, d.LostEvents, d.TornBytes)

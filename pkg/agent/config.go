@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
+	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -15,6 +18,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/stated-tcp/stated/pkg/proc"
 	"github.com/stated-tcp/stated/pkg/sink"
 )
 
@@ -27,6 +31,7 @@ type Config struct {
 	Drain          time.Duration `yaml:"drain"`
 	Filter         FilterConfig  `yaml:"filter"`
 	Leaks          LeaksConfig   `yaml:"leaks"`
+	Enrich         EnrichConfig  `yaml:"enrich"`
 	Spool          SpoolConfig   `yaml:"spool"`
 	Sinks          []SinkConfig  `yaml:"sinks"`
 }
@@ -43,12 +48,65 @@ type FilterConfig struct {
 	States      string        `yaml:"states"`
 	Netns       string        `yaml:"netns"`
 	MinDuration time.Duration `yaml:"min_duration"`
+	Own         bool          `yaml:"own"` // connections of the agent itself, too
 }
 
 // LeaksConfig says how to look for sockets that their process does not close.
 type LeaksConfig struct {
 	Every  time.Duration `yaml:"every"`
 	MinAge time.Duration `yaml:"min_age"`
+}
+
+// EnrichConfig says what else records tell of processes, and who is asked.
+type EnrichConfig struct {
+	CommandLine bool          `yaml:"command_line"`
+	Docker      []string      `yaml:"docker"`
+	Podman      []string      `yaml:"podman"`
+	PodsFile    string        `yaml:"pods_file"`
+	Kubelet     KubeletConfig `yaml:"kubelet"`
+}
+
+// KubeletConfig is a proc.Kubelet.
+type KubeletConfig struct {
+	URL       string `yaml:"url"`
+	TokenFile string `yaml:"token_file"`
+	CAFile    string `yaml:"ca_file"`
+	Insecure  bool   `yaml:"insecure"`
+}
+
+func (c *EnrichConfig) check() error {
+	for _, path := range slices.Concat(c.Docker, c.Podman) {
+		if !strings.HasPrefix(path, "/") {
+			return fmt.Errorf("%q is not the path of a unix socket, like /run/docker.sock", path)
+		}
+	}
+	k := &c.Kubelet
+	switch u, err := url.Parse(k.URL); {
+	case k.URL == "" && *k != (KubeletConfig{}):
+		return errors.New("kubelet: needs a url, like https://127.0.0.1:10250")
+	case k.URL != "" && c.PodsFile != "":
+		return errors.New("pods come from kubelet or from pods_file, not from both")
+	case err != nil || k.URL != "" && (u.Host == "" || u.Scheme != "https" && u.Scheme != "http"):
+		return errors.New("kubelet: url: want one like https://127.0.0.1:10250") // not what it is: that may hold a password
+	}
+	return nil
+}
+
+// processes asks whom the configuration names.
+func (c *EnrichConfig) processes() *Processes {
+	o := proc.NamesOptions{Docker: c.Docker, Podman: c.Podman}
+	switch {
+	case c.PodsFile != "":
+		o.Pods = proc.PodFile(c.PodsFile)
+	case c.Kubelet.URL != "":
+		k := &c.Kubelet
+		o.Pods = proc.Kubelet{URL: k.URL, TokenFile: k.TokenFile, CAFile: k.CAFile, Insecure: k.Insecure}
+	}
+	var names *proc.Names
+	if len(o.Docker)+len(o.Podman) > 0 || o.Pods != nil {
+		names = proc.NewNames(o)
+	}
+	return NewProcesses(proc.New(proc.Options{Cmdline: c.CommandLine}), names)
 }
 
 // SpoolConfig says where records wait, and what happens when they are many.
@@ -94,7 +152,9 @@ func DefaultConfig() *Config {
 
 // LoadConfig reads the text of a file, then the environment (STATED_SPOOL_DIR
 // for spool.dir), then settings like spool.dir=/x, each over what was before.
-// Unknown keys are errors that name the line.
+// Unknown keys are errors that name the line; so is what a sink does not like,
+// which includes the files that it reads, as a *fs.PathError. It connects to
+// nobody and writes nothing.
 func LoadConfig(text []byte, environ, settings []string) (*Config, error) {
 	c := DefaultConfig()
 	if err := c.decode(text); err != nil {
@@ -197,14 +257,23 @@ func (c *Config) check() error {
 	if c.MaxConnections < 1 {
 		add("max_connections: %d: at least 1", c.MaxConnections)
 	}
+	if page := uint32(os.Getpagesize()); c.RingBytes&(c.RingBytes-1) != 0 || c.RingBytes%page != 0 { // 0: the default
+		add("ring_bytes: %d: a power of two, and at least %d", c.RingBytes, page)
+	}
 	if c.Drain < 0 {
 		add("drain: %v: not below zero", c.Drain)
 	}
 	if c.Leaks.Every != 0 && c.Leaks.Every < time.Second || c.Leaks.MinAge < 0 {
 		add("leaks: every: %v: at least 1s, or 0 for never; min_age: %v: not below zero", c.Leaks.Every, c.Leaks.MinAge)
 	}
+	if err := c.Enrich.check(); err != nil {
+		add("enrich: %w", err)
+	}
 	if _, err := c.Spool.syncEvery(); err != nil {
 		errs = append(errs, err)
+	}
+	if !filepath.IsAbs(c.Spool.Dir) {
+		add("spool.dir: %q: want an absolute path", c.Spool.Dir)
 	}
 	if !slices.Contains([]string{"drop_oldest", "drop_newest", "block"}, c.Spool.OnFull) {
 		add("spool.on_full: %q is none of drop_oldest, drop_newest, block", c.Spool.OnFull)
@@ -216,6 +285,7 @@ func (c *Config) check() error {
 		add("spool.keep_bytes: %d: from 0 to half of max_bytes (%d)", c.Spool.KeepBytes, c.Spool.MaxBytes)
 	}
 	seen := make(map[string]bool)
+	files := make(map[string]string) // the sink of each path
 	for i := range c.Sinks {
 		s := &c.Sinks[i]
 		if !sinkName.MatchString(s.Name) {
@@ -227,6 +297,18 @@ func (c *Config) check() error {
 		seen[s.Name] = true
 		if err := s.check(); err != nil {
 			add("sink %s: %w", s.Name, err)
+			continue
+		}
+		if s.File == nil {
+			continue
+		}
+		path := filepath.Clean(s.File.Path)
+		if other, ok := files[path]; ok {
+			add("sink %s: file: path: %s is the file of sink %s", s.Name, path, other)
+		}
+		files[path] = s.Name
+		if in, err := filepath.Rel(c.Spool.Dir, path); err == nil && filepath.IsLocal(in) {
+			add("sink %s: file: path: %s is in the spool (%s), which is stated's own", s.Name, path, c.Spool.Dir)
 		}
 	}
 	return errors.Join(errs...)
@@ -246,6 +328,34 @@ func (s *SinkConfig) check() error {
 	}
 	if n := len(s.kinds()); n != 1 {
 		return fmt.Errorf("it has %d of %s: exactly one says what kind of sink it is", n, strings.Join(sinkKinds(), ", "))
+	}
+	switch s.Format {
+	case "", "json":
+	case "ecs":
+		if s.OTLP != nil || s.Journald != nil || s.Syslog != nil && s.Syslog.Format == "structured" {
+			return fmt.Errorf("format: ecs is a form of JSON, which otlp, journald, and syslog with format: structured do not send")
+		}
+	default:
+		return fmt.Errorf("format: %q is none of json, ecs", s.Format)
+	}
+	if s.File != nil {
+		return checkFile(s.File.Path)
+	}
+	made, err := newSink(s)
+	if err != nil {
+		return err
+	}
+	return made.Close() // it has not been used
+}
+
+// checkFile does not open the file, which would make it. Nor does it look for
+// the folder: systemd makes that of the unit when it starts it.
+func checkFile(path string) error {
+	if !filepath.IsAbs(path) {
+		return fmt.Errorf("file: path: %q: want an absolute path", path)
+	}
+	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+		return fmt.Errorf("file: path: %s is no regular file", path)
 	}
 	return nil
 }

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -30,10 +32,12 @@ import (
 type Daemon struct {
 	Stream *Stream
 	Log    *slog.Logger
-	acked  atomic.Pointer[func(string, []sink.Record)]
-	host   render.Host
-	spool  *spool.Spool
-	queue  *queue
+	// Processes says in records who processes are; the loop has to let it learn.
+	Processes *Processes
+	meter     atomic.Pointer[Meter]
+	host      render.Host
+	spool     *spool.Spool
+	queue     *queue
 
 	mu    sync.Mutex // guards what follows
 	cfg   *Config
@@ -50,6 +54,7 @@ type delivery struct {
 	drain  context.CancelFunc // deliver what is there, then end
 	kill   context.CancelFunc // end now
 	done   chan struct{}
+	says   complaints
 }
 
 // StartDaemon opens the spool and the sinks and begins to deliver what an
@@ -62,7 +67,7 @@ func StartDaemon(cfg *Config, host render.Host, want *filter.Filter, log *slog.L
 	}
 	d.spool, err = spool.Open(cfg.Spool.Dir, spool.Options{
 		SegmentBytes: cfg.Spool.SegmentBytes, MaxBytes: cfg.Spool.MaxBytes, KeepBytes: cfg.Spool.KeepBytes,
-		DropOldest: cfg.Spool.OnFull == "drop_oldest", SyncAlways: every == 0,
+		DropOldest: cfg.Spool.OnFull == "drop_oldest", SyncAlways: every == 0, Synced: d.synced,
 	})
 	if err != nil {
 		return nil, err
@@ -80,12 +85,13 @@ func StartDaemon(cfg *Config, host render.Host, want *filter.Filter, log *slog.L
 		}
 	}()
 	for i := range cfg.Sinks {
-		if err := d.start(&cfg.Sinks[i]); err != nil {
+		if err := d.start(&cfg.Sinks[i], nil); err != nil {
 			return nil, err
 		}
 	}
 	d.queue = newQueue(d.spool, log, every, cfg.Spool.OnFull)
-	d.Stream = newStream(d.queue, host, cfg.choice(want))
+	d.Processes = cfg.Enrich.processes()
+	d.Stream = newStream(d.queue, host, cfg.choice(want), d.Processes.Of)
 	return d, nil
 }
 
@@ -101,10 +107,18 @@ func (c *Config) choice(want *filter.Filter) *choice {
 	return out
 }
 
-func (d *Daemon) start(c *SinkConfig) error {
-	s := &delivery{cfg: *c, done: make(chan struct{})}
+// start begins to deliver to a sink, which is made if it is nil.
+func (d *Daemon) start(c *SinkConfig, made sink.Sink) error {
+	s := &delivery{cfg: *c, done: make(chan struct{}), sink: made,
+		says: complaints{log: d.Log.With("sink", c.Name), last: make(map[string]complaint)}}
 	var err error
-	if s.sink, err = newSink(c); err != nil {
+	if s.sink == nil {
+		s.sink, err = newSink(c)
+	}
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() == 0 {
+		err = fmt.Errorf("%w (the agent has given up CAP_DAC_OVERRIDE: let it belong to root)", err)
+	}
+	if err != nil {
 		return fmt.Errorf("sink %s: %w", c.Name, err)
 	}
 	s.dead, err = file.New(file.Config{Path: filepath.Join(d.cfg.Spool.Dir, c.Name+".rejected.jsonl"), RotateBytes: 16 << 20, Keep: 1})
@@ -124,10 +138,15 @@ func (d *Daemon) work(s *delivery) {
 		BatchRecords: s.cfg.BatchRecords, BatchBytes: s.cfg.BatchBytes, Timeout: s.cfg.Timeout,
 		Want: newSelector(&s.cfg).want, DeadLetter: s.dead,
 		Acked: func(batch []sink.Record) {
-			if f := d.acked.Load(); f != nil {
-				(*f)(s.cfg.Name, batch)
+			if m := d.meter.Load(); m != nil {
+				(*m).Acked(s.cfg.Name, batch)
 			}
 		},
+		Failed: func(err error) { s.says.say("a sink takes no records: they wait in the spool", err) },
+		Refused: func(err error) {
+			s.says.say("a sink refused records for good: see its .rejected.jsonl in the spool", err)
+		},
+		Recovered: func() { clear(s.says.last); d.Log.Info("the sink takes records again", "sink", s.cfg.Name) },
 		Gap: func(e spool.Entry) []byte {
 			d.Log.Warn("records are missing in the spool", "sink", s.cfg.Name, "records", e.Missing, "damaged", e.Damaged)
 			return render.GapRecord(d.host, render.Gap{UID: fmt.Sprintf("%s-gap-%s-%d", d.host.RunID, s.cfg.Name, e.End()),
@@ -139,15 +158,15 @@ func (d *Daemon) work(s *delivery) {
 	s.drain, s.kill = cancelDrain, func() { cancelDrain(); cancelHard() }
 	go func() {
 		defer close(s.done)
-		if err := s.worker.Run(drain, hard); err != nil {
-			d.Log.Error("a sink stopped: reload or restart stated when the reason is gone", "sink", s.cfg.Name, "error", err)
-		}
+		s.worker.Run(drain, hard)
 	}()
 }
 
 // Run drives the loop until ctx is done, and then stops everything within the
 // drain deadline. What the sinks did not get stays in the spool.
 func (d *Daemon) Run(ctx context.Context, loop *Loop) error {
+	go d.Processes.Name(ctx)
+	defer context.AfterFunc(ctx, func() { close(d.queue.hurry) })() // a loop that waits for room does not see ctx
 	return errors.Join(loop.Run(ctx), d.Close())
 }
 
@@ -173,6 +192,9 @@ func (d *Daemon) Close() (err error) {
 			d.Log.Warn("a sink did not stop cleanly", "sink", name, "error", stopErr)
 			err = errors.Join(err, stopErr)
 		}
+	}
+	if n := d.SpoolLost(); n > 0 {
+		d.Log.Warn("records did not reach the spool: each sink is told of them", "records", n)
 	}
 	if n := d.backlog(); n > 0 {
 		d.Log.Info("records stay in the spool for the next start", "records", n)
@@ -226,7 +248,8 @@ func (d *Daemon) Reload(cfg *Config, want *filter.Filter) (restart []string, err
 			restart = append(restart, key)
 		}
 	}
-	keep := make(map[string]bool)
+	var errs []error
+	keep, made := make(map[string]bool), make(map[string]sink.Sink)
 	for i := range cfg.Sinks {
 		c := &cfg.Sinks[i]
 		s := d.sinks[c.Name]
@@ -235,9 +258,19 @@ func (d *Daemon) Reload(cfg *Config, want *filter.Filter) (restart []string, err
 			if f, ok := s.sink.(*file.Sink); ok {
 				f.Reopen()
 			}
+			continue
 		}
+		if c.File != nil {
+			continue // two cannot have one file open: it is made when the old one is closed
+		}
+		fresh, err := newSink(c)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("sink %s: %w", c.Name, err))
+			keep[c.Name] = s != nil // it goes on as it was
+			continue
+		}
+		made[c.Name] = fresh
 	}
-	var errs []error
 	for name, s := range d.sinks {
 		if !keep[name] {
 			if err := s.close(); err != nil {
@@ -246,33 +279,62 @@ func (d *Daemon) Reload(cfg *Config, want *filter.Filter) (restart []string, err
 			}
 		}
 	}
-	errs = append(errs, d.swap(cfg, keep)...)
+	errs = append(errs, d.swap(cfg, keep, made)...)
 	d.cfg.Sinks, d.cfg.Filter = cfg.Sinks, cfg.Filter
 	d.Stream.choice.Store(cfg.choice(want))
 	return restart, errors.Join(errs...)
 }
 
-// swap replaces the sinks that are stopped. Meanwhile the spool may not drop
-// what a reader has not read because it is not there.
-func (d *Daemon) swap(cfg *Config, keep map[string]bool) (errs []error) {
+// swap replaces the sinks that are stopped, by those that were made or by new
+// ones. Meanwhile the spool may not drop what a reader has not read because it is
+// not there.
+func (d *Daemon) swap(cfg *Config, keep map[string]bool, made map[string]sink.Sink) (errs []error) {
 	d.queue.hold.Lock()
 	defer d.queue.hold.Unlock()
+	old := make(map[string]SinkConfig)
 	for name, s := range d.sinks {
 		if !keep[name] {
+			old[name] = s.cfg
 			errs = append(errs, s.reader.Close())
 			delete(d.sinks, name)
 		}
 	}
 	for i := range cfg.Sinks {
-		if d.sinks[cfg.Sinks[i].Name] == nil {
-			errs = append(errs, d.start(&cfg.Sinks[i]))
+		c := &cfg.Sinks[i]
+		fresh := made[c.Name]
+		if d.sinks[c.Name] != nil || fresh == nil && c.File == nil {
+			if fresh != nil {
+				errs = append(errs, fresh.Close())
+			}
+			continue
+		}
+		err := d.start(c, fresh)
+		if err == nil {
+			continue
+		}
+		errs = append(errs, err)
+		if before, ok := old[c.Name]; ok { // it goes on as it was, so that its records are kept
+			errs = append(errs, d.start(&before, nil))
 		}
 	}
 	return errs
 }
 
-// OnAcked has f told of the batches that sinks acknowledge, in their goroutines.
-func (d *Daemon) OnAcked(f func(sink string, batch []sink.Record)) { d.acked.Store(&f) }
+// Meter is told what a Daemon does, each in a goroutine of its own.
+type Meter interface {
+	Acked(sink string, batch []sink.Record) // a sink has them
+	Synced(took time.Duration)              // the spool made durable what it has
+	Leaks(l *render.Leaks)                  // all that leaks now; valid during the call
+}
+
+// Measure has m told from now on.
+func (d *Daemon) Measure(m Meter) { d.meter.Store(&m) }
+
+func (d *Daemon) synced(took time.Duration) {
+	if m := d.meter.Load(); m != nil {
+		(*m).Synced(took)
+	}
+}
 
 // SinkStats returns the counts of each sink.
 func (d *Daemon) SinkStats() map[string]sink.WorkerStats {
@@ -287,6 +349,17 @@ func (d *Daemon) SinkStats() map[string]sink.WorkerStats {
 
 // SpoolStats returns the counts of the spool.
 func (d *Daemon) SpoolStats() spool.Stats { return d.spool.Stats() }
+
+// SpoolOldest returns when the oldest record that the spool keeps was made, in
+// nanoseconds since 1970: how far back it tells. False where it has none.
+func (d *Daemon) SpoolOldest() (int64, bool) {
+	line, err := d.spool.Oldest()
+	if err != nil {
+		return 0, false // or it was removed meanwhile
+	}
+	r, err := sink.Parse(line)
+	return r.Time, err == nil && r.Time != 0
+}
 
 // SpoolLost returns how many records never reached the spool.
 func (d *Daemon) SpoolLost() uint64 { return d.queue.lost.Load() }
@@ -322,7 +395,7 @@ func (d *Daemon) Watch(ctx context.Context) {
 
 // Alive returns an error when the loop did not move for that long.
 func (d *Daemon) Alive(within time.Duration) error {
-	if d.Stream.beat.Load() < time.Now().Add(-within).UnixNano() {
+	if max(d.Stream.beat.Load(), d.queue.waits.Load()) < time.Now().Add(-within).UnixNano() {
 		return errors.New("the loop over the kernel's events stands still")
 	}
 	return nil
@@ -330,8 +403,8 @@ func (d *Daemon) Alive(within time.Duration) error {
 
 // Ready returns an error when records are not made, or cannot be kept.
 func (d *Daemon) Ready() error {
-	if text := d.queue.failing.Load(); text != nil {
-		return errors.New(*text)
+	if f := d.queue.failing.Load(); f != nil {
+		return errors.New(f.text)
 	}
 	if d.queue.beat.Load() < time.Now().Add(-readyTime).UnixNano() {
 		return errors.New("the spool stands still: its disk does not answer")

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/leak"
@@ -19,6 +20,7 @@ type findings struct {
 	processes func(event.Task) render.Process
 	told      map[string]told // by the group's key; those that are gone are forgotten
 	failed    bool            // the last look was not complete
+	meter     *atomic.Pointer[Meter]
 }
 
 type told struct {
@@ -30,12 +32,14 @@ type told struct {
 // tellAgain is after how long an unchanged finding is told again, nanoseconds.
 const tellAgain = 3600e9
 
-// LookForLeaks has the stream look for leaks with l, whose Show it sets. Call
-// it before the loop runs. The look is the loop's: 100,000 sockets take it a
-// few tenths of a second, which the kernel's buffer has to bridge.
+// LookForLeaks has the stream look for leaks with l, whose Show and Late it sets.
+// Call it before the loop runs.
 func (d *Daemon) LookForLeaks(l *Leaks, processes func(event.Task) render.Process) {
-	f := &findings{leaks: l, out: d.Stream.out, log: d.Log, processes: processes}
+	f := &findings{leaks: l, out: d.Stream.out, log: d.Log, processes: processes, meter: &d.meter}
 	l.Show = f.show
+	l.Late = func() {
+		d.Log.Warn("a look for leaks does not end, and until it does there is no other: some process may hold the lock of a socket")
+	}
 	d.Stream.findings = f
 }
 
@@ -58,6 +62,11 @@ func (f *findings) show(r leak.Report, groups []leak.Group, growth map[string]fl
 		next[g.Key] = now
 	}
 	f.told = next
-	f.out.Leaks(&render.Leaks{Report: r, Groups: news, Processes: f.processes, Growth: growth, Flow: f.leaks.Flow, MinAge: f.leaks.Rules.MinAge, Examples: 5})
+	all := render.Leaks{Report: r, Groups: groups, Processes: f.processes, Growth: growth, Flow: f.leaks.Flow, MinAge: f.leaks.Rules.MinAge, Examples: 5}
+	if m := f.meter.Load(); m != nil {
+		(*m).Leaks(&all)
+	}
+	all.Groups = news
+	f.out.Leaks(&all)
 	return nil
 }

@@ -13,7 +13,9 @@ import (
 // others. The standard library and golang.org/x are free.
 var imports = map[string][]string{
 	"pkg/event":             {},
-	"pkg/probe":             {"pkg/event", "github.com/cilium/ebpf"},
+	"pkg/probe":             {"pkg/event", "pkg/diag", "pkg/proc", "github.com/cilium/ebpf"},
+	"pkg/diag":              {"pkg/event"},
+	"pkg/ecs":               {"pkg/sink/flat"},
 	"pkg/lifecycle":         {"pkg/event"},
 	"pkg/block":             {"github.com/klauspost/compress"},
 	"pkg/recording":         {"pkg/event", "pkg/block"},
@@ -24,13 +26,13 @@ var imports = map[string][]string{
 	"pkg/leak":              {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/symbol"},
 	"pkg/filter":            {"pkg/event", "pkg/lifecycle", "pkg/census"},
 	"pkg/story":             {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/explain", "pkg/render"},
-	"pkg/render":            {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/symbol"},
-	"pkg/metrics":           {"pkg/event", "pkg/lifecycle", "pkg/render", "pkg/probe", "pkg/spool", "pkg/sink", "github.com/prometheus/client_golang"},
+	"pkg/render":            {"pkg/ecs", "pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/symbol"},
+	"pkg/metrics":           {"pkg/event", "pkg/lifecycle", "pkg/leak", "pkg/render", "pkg/probe", "pkg/spool", "pkg/sink", "github.com/prometheus/client_golang"},
 	"pkg/kerneltest":        {}, // its tests: anything
 	"pkg/symbol":            {"github.com/ianlancetaylor/demangle"},
 	"pkg/sink/flat":         {},
 	"pkg/sink/transport":    {"pkg/sink", "github.com/klauspost/compress"},
-	"pkg/sink/sinktest":     {"pkg/sink", "pkg/sink/transport"},
+	"pkg/sink/sinktest":     {"pkg/sink", "pkg/sink/transport", "pkg/render", "github.com/santhosh-tekuri/jsonschema"},
 	"pkg/sink/syslog":       {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport"},
 	"pkg/sink/otlp":         {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport", "google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto", "go.opentelemetry.io/proto/otlp"},
 	"pkg/sink/http":         {"pkg/sink", "pkg/sink/flat", "pkg/sink/transport"},
@@ -42,9 +44,10 @@ var imports = map[string][]string{
 	"pkg/kerneltest/churn":  {},
 	"pkg/kerneltest/hoard":  {},
 	"pkg/kerneltest/peer":   {},
-	"pkg/agent": {"pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording", "pkg/symbol",
+	"pkg/kerneltest/uring":  {},
+	"pkg/agent": {"pkg/ecs", "pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording", "pkg/symbol", "pkg/proc",
 		"pkg/block", "pkg/spool", "pkg/sink", "pkg/sink/flat", "pkg/sink/file", "pkg/sink/forward", "pkg/sink/http",
-		"pkg/sink/journald", "pkg/sink/otlp", "pkg/sink/syslog", "go.yaml.in/yaml/v3"},
+		"pkg/sink/journald", "pkg/sink/otlp", "pkg/sink/syslog", "go.yaml.in/yaml/v3", "kernel.org/pub/linux/libs/security/libcap/cap"},
 }
 
 func TestImports(t *testing.T) {

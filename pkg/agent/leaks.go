@@ -14,7 +14,8 @@ import (
 )
 
 // Leaks looks for leaks. As a Consumer it does so every Every, with the ages
-// that the events tell; Report alone does so once.
+// that the events tell, in a goroutine of its own: a process that holds the lock of
+// a socket can make a look last. Report alone does so once.
 type Leaks struct {
 	Inspector Inspector
 	Rules     leak.Rules
@@ -28,19 +29,43 @@ type Leaks struct {
 	Show func(r leak.Report, groups []leak.Group, growth map[string]float64, err error) error
 
 	flows map[uint32]leak.Flow // by the pid of the owner
-	first map[string]int       // sockets of each group in the first report
-	began int64
+	past  []sizes              // oldest first
 	next  int64
+
+	// Late is told once of a look that has not ended after lateAfter; may be nil.
+	Late    func()
+	begun   int64
+	late    bool
+	looking chan sockets // nil: nobody looks
 }
+
+// sockets are what a look found.
+type sockets struct {
+	census *census.Census
+	err    error
+}
+
+// lateAfter is when a look at all sockets should be over, in nanoseconds: 100,000
+// take less than a second.
+const lateAfter = 60e9
 
 // Report looks once. The error tells what could not be looked at.
 func (l *Leaks) Report() (leak.Report, []leak.Group, error) {
+	if l.looking != nil {
+		<-l.looking // one at a time
+		l.looking = nil
+	}
 	now, _ := l.Now()
+	c, err := gather(l.Inspector, l.Rules.States, now)
+	return l.report(c, err)
+}
+
+func (l *Leaks) report(c *census.Census, err error) (leak.Report, []leak.Group, error) {
 	var history census.History
 	if l.Table != nil {
 		history = l.Table.Get
 	}
-	c, err := Look(l.Inspector, l.Rules.States, now, history)
+	c.Complete(history)
 	c.Drop(func(s *census.Socket) bool { return s.New != event.StateListen && !l.Filter.Socket(s) })
 	r := leak.Find(c, l.Rules)
 	if l.Stacks != nil {
@@ -84,19 +109,40 @@ func (l *Leaks) Flow(pid uint32) leak.Flow { return l.flows[pid] }
 // Finished implements lifecycle.Observer.
 func (l *Leaks) Finished(*lifecycle.Conn) {}
 
-// Idle reports when it is time.
+// Idle begins to look when it is time, and reports when that is done.
 func (l *Leaks) Idle() error {
 	now, _ := l.Now()
+	if l.looking != nil {
+		select {
+		case s := <-l.looking:
+			l.looking = nil
+			return l.tell(l.report(s.census, s.err))
+		default:
+		}
+		if now-l.begun > lateAfter && !l.late {
+			l.late = true
+			if l.Late != nil {
+				l.Late()
+			}
+		}
+		return nil
+	}
 	if now < l.next {
 		return nil
 	}
-	l.next = now + int64(l.Every)
-	return l.Tell()
+	l.next, l.begun, l.late = now+int64(l.Every), now, false
+	l.looking = make(chan sockets, 1)
+	go func(done chan<- sockets) {
+		c, err := gather(l.Inspector, l.Rules.States, now)
+		done <- sockets{c, err}
+	}(l.looking)
+	return nil
 }
 
-// Tell reports now, with the growth since the first report.
-func (l *Leaks) Tell() error {
-	r, groups, err := l.Report()
+// Tell reports now, with the growth in the last hour.
+func (l *Leaks) Tell() error { return l.tell(l.Report()) }
+
+func (l *Leaks) tell(r leak.Report, groups []leak.Group, err error) error {
 	return l.Show(r, groups, l.growth(r.Now, groups), err)
 }
 
@@ -106,21 +152,49 @@ func (l *Leaks) Begin() {
 	l.growth(r.Now, groups)
 }
 
+// growthWindow is how far back growth is counted, nanoseconds: a daemon that runs
+// for months must tell of now. It is kept in growthSteps.
+const (
+	growthWindow = 3600e9
+	growthSteps  = 60
+)
+
+// sizes are the groups of an earlier report.
+type sizes struct {
+	at      int64
+	sockets map[string]int
+}
+
+// growth returns by how many sockets a second each group grew: since the oldest
+// report in the window, or since the last one that did not have it.
 func (l *Leaks) growth(now int64, groups []leak.Group) map[string]float64 {
-	if l.first == nil {
-		l.first, l.began = make(map[string]int, len(groups)), now
+	var growth map[string]float64
+	if len(l.past) > 0 && now-l.past[0].at >= 1e9 {
+		growth = make(map[string]float64, len(groups))
 		for i := range groups {
-			l.first[groups[i].Key] = len(groups[i].Findings)
+			g := &groups[i]
+			from := len(l.past) - 1
+			for j := range l.past {
+				if _, there := l.past[j].sockets[g.Key]; there {
+					from = max(j-1, 0)
+					break
+				}
+			}
+			base := &l.past[from]
+			if seconds := float64(now-base.at) / 1e9; seconds > 0 {
+				growth[g.Key] = float64(len(g.Findings)-base.sockets[g.Key]) / seconds
+			}
 		}
-		return nil
 	}
-	seconds := float64(now-l.began) / 1e9
-	if seconds < 1 {
-		return nil
+	if n := len(l.past); n == 0 || now-l.past[n-1].at >= growthWindow/growthSteps {
+		s := sizes{now, make(map[string]int, len(groups))}
+		for i := range groups {
+			s.sockets[groups[i].Key] = len(groups[i].Findings)
+		}
+		l.past = append(l.past, s)
 	}
-	growth := make(map[string]float64, len(groups))
-	for i := range groups {
-		growth[groups[i].Key] = float64(len(groups[i].Findings)-l.first[groups[i].Key]) / seconds
+	for len(l.past) > 1 && now-l.past[1].at >= growthWindow {
+		l.past = l.past[1:]
 	}
 	return growth
 }

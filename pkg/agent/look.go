@@ -18,6 +18,13 @@ type Inspector interface {
 // Look takes a census of the sockets in the states, with the listeners they
 // came through. An error beside a census tells of what could not be looked at.
 func Look(in Inspector, states event.StateSet, now int64, history census.History) (*census.Census, error) {
+	c, err := gather(in, states, now)
+	c.Complete(history)
+	return c, err
+}
+
+// gather is Look without what events told.
+func gather(in Inspector, states event.StateSet, now int64) (*census.Census, error) {
 	states = states.Add(event.StateListen)
 	c := census.New(now)
 	err := errors.Join(in.Sockets(states, c.Add), in.Holders(states, c.Add))
@@ -27,6 +34,5 @@ func Look(in Inspector, states event.StateSet, now int64, history census.History
 		err = errors.Join(err, in.Sockets(states, func(s *event.Sighting) { still[s.Socket] = s.New }))
 		c.Drop(func(s *census.Socket) bool { return left[s] && still[s.Socket] != s.New })
 	}
-	c.Complete(history)
 	return c, err
 }

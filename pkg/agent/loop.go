@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
@@ -50,6 +51,14 @@ type Loop struct {
 	// and after events were lost.
 	Snapshot      func() error
 	SnapshotEvery int64
+	// Learn is told who a process is, before it is part of an event, and may fill
+	// in what the kernel does not know, for the recording; may be nil.
+	Learn func(event.Task, *event.Process)
+	// Snapshotted is told how long each snapshot took; may be nil.
+	Snapshotted func(took time.Duration)
+
+	// Late is told once of a snapshot that has not ended after lateAfter; may be nil.
+	Late func()
 
 	scan scan
 }
@@ -58,6 +67,7 @@ type Loop struct {
 type scan struct {
 	running bool
 	wanted  bool // events were lost, or the last snapshot left a doubt
+	late    bool // Loop.Late was told
 	begun   int64
 	next    int64
 	done    chan error
@@ -144,10 +154,16 @@ func (l *Loop) clock() (int64, error) {
 }
 
 func (l *Loop) feed(e *event.Event) error {
+	if e.Kind == event.KindProcess && l.Learn != nil {
+		l.Learn(e.Task, e.Process)
+	}
 	if l.Record != nil {
 		if err := l.Record.Append(e); err != nil {
 			return fmt.Errorf("%w (stated stops, so that nothing goes unrecorded)", err)
 		}
+	}
+	if e.Kind == event.KindProcess {
+		return nil // nothing happened
 	}
 	l.Consumer.Event(e)
 	l.Table.Apply(e)
@@ -175,8 +191,15 @@ func (l *Loop) rescan() {
 			if err != nil {
 				s.err = err
 			}
+			if l.Snapshotted != nil {
+				l.Snapshotted(time.Duration(now - s.begun))
+			}
 			s.next = now + max(l.SnapshotEvery, 100*(now-s.begun))
 		default:
+			if now-s.begun > lateAfter && !s.late && l.Late != nil {
+				s.late = true
+				l.Late()
+			}
 		}
 		return
 	}
@@ -184,7 +207,7 @@ func (l *Loop) rescan() {
 	if !due {
 		return
 	}
-	s.running, s.wanted, s.begun, s.done = true, false, now, make(chan error, 1)
+	s.running, s.late, s.wanted, s.begun, s.done = true, false, false, now, make(chan error, 1)
 	go func(done chan<- error) { done <- l.Snapshot() }(s.done)
 }
 

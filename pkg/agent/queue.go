@@ -28,13 +28,18 @@ type queue struct {
 	dropped uint64 // by Write since the last chunk
 	lost    atomic.Uint64
 	beat    atomic.Int64 // when the goroutine last was alive, Unix nanoseconds
-	failing atomic.Pointer[string]
+	waits   atomic.Int64 // when Write last was seen to wait for room, Unix nanoseconds
+	failing atomic.Pointer[failure]
+	hurry   chan struct{} // closed: wait for room no more
 	stop    chan struct{} // closed: give up what cannot be appended
 	done    chan struct{}
 
 	// hold keeps Append and Maintain away while readers change.
 	hold sync.Mutex
 }
+
+// failure is what the spool does not do.
+type failure struct{ operation, text string }
 
 type chunk struct {
 	dropped uint64 // records missing before lines
@@ -50,7 +55,7 @@ const (
 
 func newQueue(s *spool.Spool, log *slog.Logger, every time.Duration, onFull string) *queue {
 	q := &queue{spool: s, log: log, every: every, block: onFull == "block", newest: onFull == "drop_newest",
-		chunks: make(chan chunk, queueChunks), stop: make(chan struct{}), done: make(chan struct{})}
+		chunks: make(chan chunk, queueChunks), hurry: make(chan struct{}), stop: make(chan struct{}), done: make(chan struct{})}
 	q.beat.Store(time.Now().UnixNano())
 	go q.run()
 	return q
@@ -75,20 +80,34 @@ func (q *queue) Write(p []byte) (int, error) {
 
 func (q *queue) put(c chunk) {
 	c.dropped = q.dropped
-	if q.block {
-		select {
-		case q.chunks <- c:
-			q.dropped = 0
-		case <-q.stop:
-			q.drop(c.count)
-		}
-		return
-	}
 	select {
 	case q.chunks <- c:
 		q.dropped = 0
+		return
 	default:
+	}
+	if !q.block || !q.wait(c) {
 		q.drop(c.count)
+	}
+}
+
+// wait puts c where there is room, and reports false when that is not to be
+// waited for any more. The loop stands still meanwhile, as it is meant to.
+func (q *queue) wait(c chunk) bool {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		q.waits.Store(time.Now().UnixNano())
+		select {
+		case q.chunks <- c:
+			q.dropped = 0
+			return true
+		case <-q.hurry:
+			return false
+		case <-q.stop:
+			return false
+		case <-tick.C:
+		}
 	}
 }
 
@@ -103,11 +122,13 @@ func (q *queue) close() {
 	if q.dropped > 0 {
 		select {
 		case q.chunks <- chunk{dropped: q.dropped}:
+			q.dropped = 0
 		case <-q.stop:
 		}
 	}
 	close(q.chunks)
 	<-q.done
+	q.spool.Drop(q.dropped)
 }
 
 func (q *queue) run() {
@@ -136,10 +157,11 @@ func (q *queue) run() {
 func (q *queue) upkeep() {
 	q.hold.Lock()
 	defer q.hold.Unlock()
+	var err error
 	if q.every > 0 {
-		q.note(q.spool.Sync())
+		err = q.spool.Sync()
 	}
-	q.note(q.spool.Maintain())
+	q.note("upkeep", errors.Join(err, q.spool.Maintain()))
 }
 
 // append insists until the chunk is in the spool, or may be dropped.
@@ -158,7 +180,7 @@ func (q *queue) append(c chunk) {
 		q.hold.Lock()
 		err := q.spool.Append(c.lines, c.count)
 		q.hold.Unlock()
-		q.note(err)
+		q.note("append", err)
 		if err == nil {
 			return
 		}
@@ -182,16 +204,19 @@ func (q *queue) give(c chunk) {
 	q.lost.Add(uint64(c.count))
 }
 
-// note logs when the spool begins to fail, and when it works again.
-func (q *queue) note(err error) {
+// note logs when the spool begins to fail, and when what failed works again.
+func (q *queue) note(operation string, err error) {
 	was := q.failing.Load()
 	switch {
-	case err == nil && was != nil:
+	case err == nil && was != nil && was.operation == operation:
 		q.failing.Store(nil)
 		q.log.Info("the spool works again")
 	case err != nil && was == nil:
-		text := err.Error()
-		q.failing.Store(&text)
-		q.log.Error("the spool takes no records; they wait in memory, and are dropped and counted when that is full", "error", err)
+		q.failing.Store(&failure{operation, err.Error()})
+		then := "and are dropped and counted when that is full"
+		if q.block {
+			then = "and then in the kernel's buffer, which counts what it cannot take"
+		}
+		q.log.Error("the spool takes no records: they wait in memory, "+then, "error", err)
 	}
 }

@@ -22,6 +22,7 @@ type SinkConfig struct {
 	Records      []string            `yaml:"records"`
 	Match        map[string][]string `yaml:"match"`
 	Sample       SampleConfig        `yaml:"sample"`
+	Format       string              `yaml:"format"` // json, ecs
 	BatchRecords int                 `yaml:"batch_records"`
 	BatchBytes   int                 `yaml:"batch_bytes"`
 	Timeout      time.Duration       `yaml:"timeout"`

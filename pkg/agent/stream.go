@@ -38,8 +38,8 @@ type Stream struct {
 	beat    atomic.Int64 // when the loop last was idle, Unix nanoseconds
 }
 
-func newStream(w io.Writer, host render.Host, c *choice) *Stream {
-	out := render.New(w, render.Options{Format: render.FormatJSON, Host: host})
+func newStream(w io.Writer, host render.Host, c *choice, processes func(event.Task) *render.Process) *Stream {
+	out := render.New(w, render.Options{Format: render.FormatJSON, Host: host, Processes: processes})
 	s := &Stream{out: out, changes: Trace{Out: out, Events: true}, conns: Trace{Out: out}}
 	s.choice.Store(c)
 	s.apply()

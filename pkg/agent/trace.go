@@ -28,7 +28,7 @@ type Trace struct {
 	// Table.
 	OpenAfter int64
 	Table     *lifecycle.Table
-	told      map[*lifecycle.Conn]int // of OpenAfter: in which span. Deleted at the end of the connection.
+	told      map[*lifecycle.Conn]int // of OpenAfter: in which span, from 1. Deleted at the end of the connection.
 
 	// held is what was rendered of connections of which the filter cannot tell
 	// yet whether they are wanted. Deleted when it can, or at their end.
@@ -61,12 +61,11 @@ func (t *Trace) Event(e *event.Event) {
 // meant to.
 func (t *Trace) stillOpen(now int64) {
 	t.Table.All(func(c *lifecycle.Conn) {
-		last := len(c.Spans) - 1
-		since := c.Spans[last].Start
+		spans, since := c.Spans.Len(), c.Spans.Last().Start
 		if since == 0 {
 			since = c.FirstEvent
 		}
-		if c.End != 0 || c.Role == lifecycle.RoleListener || now-since < t.OpenAfter || t.told[c] == last+1 {
+		if c.End != 0 || c.Role == lifecycle.RoleListener || now-since < t.OpenAfter || t.told[c] == spans {
 			return
 		}
 		if t.Filter.Conn(c) == filter.No || t.Filter.States != 0 && !t.Filter.States.Has(c.State) {
@@ -75,7 +74,7 @@ func (t *Trace) stillOpen(now int64) {
 		if t.told == nil {
 			t.told = make(map[*lifecycle.Conn]int)
 		}
-		t.told[c] = last + 1
+		t.told[c] = spans
 		t.show(func() { t.Out.StillOpen(c, now) })
 	})
 }
@@ -100,6 +99,9 @@ func (t *Trace) Transition(c *lifecycle.Conn, e *event.Event) {
 			t.Shown += held.lines
 			t.Out.Raw(held.text.Bytes())
 		}
+	}
+	if verdict == filter.Open && c.LeftBehind() {
+		return // there is nothing more to learn of it, and no Finished
 	}
 	if verdict == filter.No || !t.Filter.Transition(c, e) {
 		return

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/stated-tcp/stated/pkg/ecs"
 	"github.com/stated-tcp/stated/pkg/render"
 	"github.com/stated-tcp/stated/pkg/sink"
 	"github.com/stated-tcp/stated/pkg/sink/flat"
@@ -20,8 +21,10 @@ type selector struct {
 	records []string
 	match   map[string][]string
 	sample  SampleConfig
+	ecs     *ecs.Converter // nil: records stay as they are
 	line    []byte
 	text    []byte
+	doc     []byte
 }
 
 func newSelector(c *SinkConfig) *selector {
@@ -29,12 +32,30 @@ func newSelector(c *SinkConfig) *selector {
 	if len(s.records) == 0 {
 		s.records = defaultRecords
 	}
+	if c.Format == "ecs" {
+		s.ecs = new(ecs.Converter)
+	}
 	return s
 }
 
-// want is sink.WorkerOptions.Want. A gap goes to every sink, whatever it asked
-// for: what is missing may have been for it.
+// want is sink.WorkerOptions.Want: whether a record goes to the sink, and in
+// which form.
 func (s *selector) want(r *sink.Record) bool {
+	if !s.chosen(r) {
+		return false
+	}
+	if s.ecs != nil {
+		doc, err := s.ecs.Append(s.doc[:0], r.Line)
+		if s.doc = doc; err == nil {
+			r.Line = doc
+		} // else the sink rejects it, as it is
+	}
+	return true
+}
+
+// chosen: a gap goes to every sink, whatever it asked for: what is missing may
+// have been for it.
+func (s *selector) chosen(r *sink.Record) bool {
 	switch {
 	case r.Event == "stated.gap":
 		return true

@@ -46,6 +46,30 @@ func TestSelector(t *testing.T) {
 	}
 }
 
+// TestFormat: the sink gets documents of ECS, sampled ones too, and gaps.
+func TestFormat(t *testing.T) {
+	s := newSelector(&SinkConfig{Format: "ecs", Sample: SampleConfig{ShorterThan: time.Hour, Rate: 1}, Match: map[string][]string{"host.name": {"web"}}})
+	for _, event := range []string{"tcp.connection", "stated.gap"} {
+		r := record(t, event, "INFO", `,"host.name":"web","stated.connection.duration_ns":1,"stated.connection.complete":true`)
+		var doc struct {
+			Time   string `json:"@timestamp"`
+			Host   struct{ Name string }
+			Event  struct{ Action string }
+			Stated struct{ Sample struct{ Rate float64 } }
+		}
+		if !s.want(&r) || json.Unmarshal(r.Line, &doc) != nil {
+			t.Fatalf("%s", r.Line)
+		}
+		if doc.Time != "2026-11-23T16:00:00.123456789Z" || doc.Host.Name != "web" || doc.Event.Action != event || (doc.Stated.Sample.Rate == 1) != (event == "tcp.connection") {
+			t.Errorf("%s", r.Line)
+		}
+	}
+	torn := sink.Record{Event: "stated.gap", Line: []byte(`{"torn`)}
+	if !s.want(&torn) || string(torn.Line) != `{"torn` {
+		t.Errorf("what is no JSON became %s", torn.Line)
+	}
+}
+
 // Only connections that ended well, are complete and short are sampled; what is
 // left says the rate; two sinks have the same ones.
 func TestSample(t *testing.T) {

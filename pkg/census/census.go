@@ -189,10 +189,10 @@ type endpoint struct {
 // restore gives a socket back what the kernel cleared on the way down.
 func restore(e *event.Event, c *lifecycle.Conn) {
 	if c.Local.IsValid() {
-		e.Local = c.Local
+		e.Local = c.Local.AddrPort()
 	}
 	if c.Peer.IsValid() {
-		e.Peer = c.Peer
+		e.Peer = c.Peer.AddrPort()
 	}
 	if e.Netns == 0 {
 		e.Netns = c.Netns
@@ -246,7 +246,7 @@ func age(s *Socket, c *lifecycle.Conn) (a Age) {
 	a.Known = lifecycle.AtLeast
 	if c != nil {
 		start, known := int64(0), lifecycle.AtLeast
-		switch last := c.Spans[len(c.Spans)-1]; {
+		switch last := c.Spans.Last(); {
 		case c.End != 0 && s.New == event.StateClose:
 			start, known = c.End, lifecycle.Seen
 		case c.End == 0 && last.State == s.New:
@@ -262,6 +262,9 @@ func age(s *Socket, c *lifecycle.Conn) (a Age) {
 				return a
 			}
 		}
+	}
+	if s.Since != 0 {
+		a.Min = max(a.Min, now-s.Since)
 	}
 	if s.LastSegment != 0 {
 		a.Min = max(a.Min, now-s.LastSegment)

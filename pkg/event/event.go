@@ -57,9 +57,11 @@ const (
 	// network namespace Netns in a snapshot.
 	KindSnapshotBegin
 	KindSnapshotDone
+	// KindProcess tells who Task is: Process. Nothing happened to a socket.
+	KindProcess
 
 	// KindKernelMax is the largest kind that the kernel side emits.
-	KindKernelMax = KindSnapshotDone
+	KindKernelMax = KindProcess
 )
 
 // Kinds that the agent adds to the stream, so that a recording replays to the
@@ -83,7 +85,7 @@ var kindNames = [...]string{
 	KindAccept: "accept", KindHolder: "holder",
 	KindRequest: "request", KindRequestEnd: "request_end",
 	KindTimeWait: "time_wait", KindTimeWaitEnd: "time_wait_end", KindOverflow: "overflow",
-	KindSnapshotBegin: "snapshot_begin", KindSnapshotDone: "snapshot_done",
+	KindSnapshotBegin: "snapshot_begin", KindSnapshotDone: "snapshot_done", KindProcess: "process",
 	KindClock: "clock", KindLost: "lost", KindSnapshotEnd: "snapshot_end", KindUntold: "untold",
 }
 
@@ -109,6 +111,10 @@ func ParseKind(s string) (Kind, bool) {
 // (`ss -e` prints it as sk:, in hex), or, with FlagOwnID, a number of our own
 // where the kernel cannot give one. Zero is unknown.
 type SocketID uint64
+
+// NoUID says that the owner of a socket is not known; no user has this number
+// (INVALID_UID in include/linux/uidgid.h).
+const NoUID = 1<<32 - 1
 
 // Flags are facts of a moment.
 type Flags uint16
@@ -302,6 +308,7 @@ type Event struct {
 	Seq    uint64 // counts the attempts to emit on this CPU, lost ones included
 	CPU    uint16
 	Socket SocketID
+	MPTCP  SocketID // the MPTCP connection that this subflow is of; 0 none, or unknown
 
 	Netns    uint32 // inode number of the network namespace
 	Protocol uint16 // ProtoTCP or ProtoMPTCP
@@ -311,7 +318,7 @@ type Event struct {
 
 	Task   Task   // the current process; whose doing it was only with FlagTask
 	TID    uint32 // the current thread
-	UID    uint32 // owner of the socket (sk_uid)
+	UID    uint32 // owner of the socket (sk_uid), or NoUID
 	Cgroup uint64 // id of the socket's cgroup v2, 0 unknown
 
 	Owner       Task
@@ -332,6 +339,8 @@ type Event struct {
 	Cause    EndCause // of KindRequestEnd and KindTimeWaitEnd
 	FD       int32    // of KindAccept (-1 unknown) and KindHolder
 
+	Process *Process // KindProcess only
+
 	Wall  int64  // KindClock: nanoseconds since 1970 at Time
 	Count uint64 // KindLost, KindUntold, KindOverflow: how many
 }
@@ -350,11 +359,19 @@ type Sighting struct {
 	// Waited says that a thread sleeps on the socket, or that a poll, an epoll
 	// or io_uring has registered with it.
 	Waited bool
+	// Limited says that sock_diag showed the socket, or a descriptor of it, where
+	// there is no iterator: References, Waited and Err are not known.
+	Limited bool
 	// Opened says that the socket got its peer's SYN: it is, or was, connected.
 	Opened bool
+	// Since is when the socket was seen in its state before, by an earlier look, and
+	// not out of it since: nanoseconds since boot, 0 unknown. Only with Limited, in
+	// CLOSE, where nothing else tells.
+	Since int64
 	// LastSegment is when the last segment came or went (tcp_mstamp), ACK, RST
-	// and keep-alive probes included; LastReceived and LastSent are about
-	// payload. Nanoseconds since boot, 0 unknown or never.
+	// and keep-alive probes included; with Limited, when the last acknowledgement
+	// came. LastReceived and LastSent are about payload. Nanoseconds since boot, 0
+	// unknown or never.
 	LastSegment  int64
 	LastReceived int64
 	LastSent     int64

@@ -32,6 +32,7 @@ type Filter struct {
 	MinDuration time.Duration    // it lasted at least that long
 	Roles       []lifecycle.Role // nil any
 	Cgroups     []uint64         // with Cgroup: it and all below it, for Socket
+	NotPID      uint32           // not what this process owns; 0 none
 }
 
 // Conn decides by what the connection is: its addresses, its place, its owner.
@@ -57,11 +58,15 @@ func (f *Filter) Finished(c *lifecycle.Conn) bool {
 	if time.Duration(c.Until()-start) < f.MinDuration || f.MinDuration > 0 && start == 0 {
 		return false
 	}
-	if f.States == 0 {
+	if f.States == 0 || f.States.Has(c.Lingers) || f.States.Has(event.StateClose) {
 		return true
 	}
-	return f.States.Has(c.Lingers) || f.States.Has(event.StateClose) ||
-		slices.ContainsFunc(c.Spans, func(s lifecycle.Span) bool { return f.States.Has(s.State) })
+	for _, s := range c.Spans.All() {
+		if f.States.Has(s.State) {
+			return true
+		}
+	}
+	return false
 }
 
 // Transition decides whether one change of state is wanted, of a connection
@@ -73,11 +78,11 @@ func (f *Filter) Transition(c *lifecycle.Conn, e *event.Event) bool {
 	if f.MinDuration == 0 {
 		return true
 	}
-	i := len(c.Spans) - 2
+	i := c.Spans.Len() - 2
 	if c.End != 0 {
 		i++
 	}
-	return i >= 0 && c.Spans[i].Start != 0 && time.Duration(e.Time-c.Spans[i].Start) >= f.MinDuration
+	return i >= 0 && c.Spans.At(i).Start != 0 && time.Duration(e.Time-c.Spans.At(i).Start) >= f.MinDuration
 }
 
 func of(ok bool) Verdict {
@@ -129,6 +134,9 @@ func (f *Filter) addrs(c *lifecycle.Conn) Verdict {
 }
 
 func (f *Filter) owner(c *lifecycle.Conn) Verdict {
+	if f.NotPID != 0 && c.Owner.PID == f.NotPID {
+		return No
+	}
 	if len(f.PIDs) == 0 && len(f.Comms) == 0 {
 		return Yes
 	}
@@ -159,7 +167,8 @@ func (f *Filter) role(c *lifecycle.Conn) Verdict {
 // Socket decides about a socket of a census. Of its owners any may match; one
 // that waits to be accepted counts as its listener's.
 func (f *Filter) Socket(s *census.Socket) bool {
-	c := lifecycle.Conn{Local: s.Local, Peer: s.Peer, Netns: s.Netns, Cgroup: s.Cgroup, Role: s.Role, State: s.New, End: 1}
+	shared := lifecycle.Shared{Netns: s.Netns, Cgroup: s.Cgroup}
+	c := lifecycle.Conn{Shared: &shared, Local: lifecycle.EndpointOf(s.Local), Peer: lifecycle.EndpointOf(s.Peer), Role: s.Role, State: s.New, End: 1}
 	if f.Cgroup != 0 && !slices.Contains(f.Cgroups, s.Cgroup) {
 		return false
 	}
@@ -168,7 +177,7 @@ func (f *Filter) Socket(s *census.Socket) bool {
 	}
 	match := func(s *census.Socket) bool {
 		return slices.ContainsFunc(s.Holders, func(h census.Holder) bool {
-			c.Owner = lifecycle.Owner{Task: h.Task, Source: event.OwnerHolder}
+			shared.Owner = lifecycle.Owner{Task: h.Task, Source: event.OwnerHolder}
 			return f.Conn(&c) == Yes
 		})
 	}

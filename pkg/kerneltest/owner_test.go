@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -22,27 +23,40 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/kerneltest/uring"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 	"github.com/stated-tcp/stated/pkg/probe"
 )
 
 // server is a program that answers each connection with a line and logs
-// "PID PEERPORT" on its standard output: which of its processes accepted it.
+// "PID PEERPORT" on its standard output or in the file log of its directory:
+// which of its processes accepted it. A third number is who closes it.
 type server struct {
 	name    string
-	program string // skipped where it is not installed
-	must    bool   // installed by .ci/run
+	program string
 	args    func(dir string, at netip.AddrPort) []string
 }
 
 var servers = []server{
-	{"nginx", "nginx", true, nginxArgs},
-	{"python threads", "python3", true, script("threads.py")},
-	{"python forks", "python3", true, script("forks.py")},
-	{"python workers", "python3", true, script("workers.py")},
-	{"node", "node", false, script("server.js")},
-	{"go", "/proc/self/exe", true, func(_ string, at netip.AddrPort) []string { return []string{"-test.run=^TestOwners$", at.String()} }},
-	{"java", "java", false, script("Server.java")},
+	{"nginx", "nginx", nginx("")},
+	{"nginx reuseport", "nginx", nginx(" reuseport")},
+	{"python threads", "python3", script("threads.py")},
+	{"python forks", "python3", script("forks.py")},
+	{"python workers", "python3", script("workers.py")},
+	{"descriptors passed on", "python3", script("passed.py")},
+	{"inetd", "inetd", inetdArgs},
+	{"systemd sockets", "systemd-socket-activate", activateArgs},
+	{"node", "node", script("server.js")},
+	{"go", "/proc/self/exe", ourselves("go")},
+	{"io_uring", "/proc/self/exe", ourselves("io_uring")},
+	{"java", "java", script("Server.java")},
+}
+
+// ourselves is a server of this program: TestOwners runs it when it sees these arguments.
+func ourselves(kind string) func(string, netip.AddrPort) []string {
+	return func(_ string, at netip.AddrPort) []string {
+		return []string{"-test.run=^TestOwners$", kind, at.String()}
+	}
 }
 
 func script(name string) func(string, netip.AddrPort) []string {
@@ -51,9 +65,10 @@ func script(name string) func(string, netip.AddrPort) []string {
 	}
 }
 
-func nginxArgs(dir string, at netip.AddrPort) []string {
-	conf := filepath.Join(dir, "nginx.conf")
-	check(os.WriteFile(conf, []byte(strings.NewReplacer("DIR", dir, "AT", at.String()).Replace(`
+func nginx(listen string) func(string, netip.AddrPort) []string {
+	return func(dir string, at netip.AddrPort) []string {
+		conf := filepath.Join(dir, "nginx.conf")
+		check(os.WriteFile(conf, []byte(strings.NewReplacer("DIR", dir, "AT", at.String()+listen).Replace(`
 daemon off;
 user root;
 worker_processes 3;
@@ -67,7 +82,23 @@ http {
 	server { listen AT; location / { return 200 "ok"; } }
 }
 `)), 0o600))
-	return []string{"-c", conf, "-p", dir}
+		return []string{"-c", conf, "-p", dir}
+	}
+}
+
+// handler is the command of a program that is started with a connection.
+func handler(dir string) []string {
+	return []string{must(exec.LookPath("python3")), must(filepath.Abs("testdata/handler.py")), filepath.Join(dir, "log")}
+}
+
+func inetdArgs(dir string, at netip.AddrPort) []string {
+	conf, run := filepath.Join(dir, "inetd.conf"), handler(dir)
+	check(os.WriteFile(conf, fmt.Appendf(nil, "%s:%d stream tcp nowait root %s python3 %s\n", at.Addr(), at.Port(), run[0], strings.Join(run[1:], " ")), 0o600))
+	return []string{"-i", "-R", "100000", conf}
+}
+
+func activateArgs(dir string, at netip.AddrPort) []string {
+	return append([]string{"-l", at.String(), "--accept", "--inetd"}, handler(dir)...)
 }
 
 // goServer is the server in Go: this program, run again.
@@ -85,11 +116,32 @@ func goServer(at string) {
 	}
 }
 
-// logged are the pids that a workload has told, by the port of the client.
+// uringServer makes no system call for its connections, but for io_uring_enter.
+func uringServer(at string) {
+	addr := netip.MustParseAddrPort(at)
+	sa, family := sockaddr(addr)
+	l := must(unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
+	check(unix.Bind(l, sa))
+	check(unix.Listen(l, 128))
+	r := must(uring.New())
+	var buf [4096]byte
+	for {
+		check(r.SubmitAccept(l, uring.Inline))
+		fd, _, err := r.Wait()
+		check(err)
+		fmt.Println(os.Getpid(), must(unix.Getpeername(fd)).(*unix.SockaddrInet4).Port)
+		must(r.Read(fd, false, buf[:]))
+		must(r.Write(fd, false, []byte("HTTP/1.0 200 OK\r\n\r\nok")))
+		check(r.CloseFD(fd, false))
+	}
+}
+
+// logged is what a workload has told, by the port of the client.
 type logged struct {
-	mu   sync.Mutex
-	pids map[uint16]uint32
-	rest []byte // of a line that is not whole yet
+	mu      sync.Mutex
+	pids    map[uint16]uint32 // who accepted
+	closers map[uint16]uint32 // who closes, where that is told
+	rest    []byte            // of a line that is not whole yet
 }
 
 func (l *logged) Write(b []byte) (int, error) {
@@ -102,25 +154,29 @@ func (l *logged) Write(b []byte) (int, error) {
 			return len(b), nil
 		}
 		l.rest = rest
-		var pid uint32
+		var pid, closer uint32
 		var port uint16
-		if n, _ := fmt.Sscan(string(line), &pid, &port); n == 2 {
+		n, _ := fmt.Sscan(string(line), &pid, &port, &closer)
+		if n >= 2 {
 			l.pids[port] = pid
+		}
+		if n == 3 {
+			l.closers[port] = closer
 		}
 	}
 }
 
-// of returns the pids of the ports, as far as they have been told.
-func (l *logged) of(ports map[uint16]uint32) map[uint16]uint32 {
+// of returns who accepted from the ports, as far as it has been told, and who closes.
+func (l *logged) of(ports map[uint16]uint32) (pids, closers map[uint16]uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	told := make(map[uint16]uint32)
+	pids = make(map[uint16]uint32)
 	for port := range ports {
 		if pid := l.pids[port]; pid != 0 {
-			told[port] = pid
+			pids[port] = pid
 		}
 	}
-	return told
+	return pids, maps.Clone(l.closers)
 }
 
 // owned is what a workload tells of its connections: who is at which end.
@@ -129,50 +185,79 @@ type owned struct {
 	clients map[uint16]uint32 // pid of the client, by its port
 	servers map[uint16]uint32 // pid of who accepted, by the client's port
 	closers map[uint16]uint32 // pid of who closed the server's side, where that is told
+	comms   map[uint32]string // names of the processes, not of their threads, where known
+}
+
+// learn keeps the names of the processes that are there.
+func (o *owned) learn(pids map[uint16]uint32) {
+	if o.comms == nil {
+		o.comms = make(map[uint32]string)
+	}
+	for _, pid := range pids {
+		if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
+			o.comms[pid] = strings.TrimSuffix(string(comm), "\n")
+		}
+	}
 }
 
 // TestOwners: on real workloads, each connection has the owner that the
 // workload itself logged, at both ends. tcpstates prints the process that was
 // on the CPU: its share of lines with the right one is shown beside.
 func TestOwners(t *testing.T) {
-	if args := os.Args; strings.HasPrefix(args[len(args)-1], "127.") { // we are a server
+	switch args := os.Args; args[max(0, len(args)-2)] { // we are a server
+	case "go":
 		goServer(args[len(args)-1])
+	case "io_uring":
+		uringServer(args[len(args)-1])
 	}
 	peer := startTcpstates(t)
 	defer peer.stop()
+	var results strings.Builder
 	for _, srv := range servers {
 		t.Run(strings.ReplaceAll(srv.name, " ", "_"), func(t *testing.T) {
-			requireProgram(t, srv.program, srv.must)
-			requireProgram(t, "curl", true)
-			ownersOf(t, peer, func(s *space) owned { return s.serve(srv) })
+			requireProgram(t, srv.program)
+			requireProgram(t, "curl")
+			if srv.name == "io_uring" {
+				r, err := uring.New()
+				if err != nil {
+					missing(t, "%v", err)
+				}
+				r.Close()
+			}
+			fmt.Fprintf(&results, "%-22s %s\n", srv.name, ownersOf(t, peer, func(s *space) owned { return s.serve(srv) }))
 		})
 	}
 	t.Run("postgresql", func(t *testing.T) {
+		// Debian has these where no PATH leads
+		versions, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
+		t.Setenv("PATH", strings.Join(append(versions, os.Getenv("PATH")), ":"))
 		for _, program := range []string{"initdb", "postgres", "pgbench"} {
-			requireProgram(t, program, false)
+			requireProgram(t, program)
 		}
-		ownersOf(t, peer, func(s *space) owned { return s.postgres() })
+		fmt.Fprintf(&results, "%-22s %s\n", "postgresql", ownersOf(t, peer, func(s *space) owned { return s.postgres() }))
 	})
+	t.Logf("owners that are those of the workload's own log:\n%-22s %9s %9s   tcpstates\n%s", "", "clients", "servers", &results)
 }
 
-func requireProgram(t *testing.T, name string, install bool) {
+// requireProgram skips the test where a program is not installed; in CI it must be.
+func requireProgram(t *testing.T, name string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
-		if install {
-			missing(t, "%s is not installed: %v", name, err)
-		}
-		t.Skipf("%s is not installed: %v", name, err)
+		missing(t, "%s is not installed: %v", name, err)
 	}
 }
 
-// ownersOf runs a workload beside the probe and compares.
-func ownersOf(t *testing.T, peer *tcpstates, run func(*space) owned) {
+// ownersOf runs a workload beside the probe and compares. It returns how many
+// owners were right at both ends, and in how many of its lines tcpstates was.
+func ownersOf(t *testing.T, peer *tcpstates, run func(*space) owned) (result string) {
 	p := openProbe(t, probe.Options{})
 	stop := gatherConns(p)
 	s := newSpace(t)
 	var want owned
 	s.run(func() { want = run(s) })
-	of := func(c *lifecycle.Conn) bool { return c.Netns == s.inode && (c.Local == want.at || c.Peer == want.at) }
+	of := func(c *lifecycle.Conn) bool {
+		return c.Netns == s.inode && (c.Local.AddrPort() == want.at || c.Peer.AddrPort() == want.at)
+	}
 	conns, open, err := stop(func(conns []lifecycle.Conn) bool {
 		n := 0
 		for i := range conns {
@@ -187,7 +272,7 @@ func ownersOf(t *testing.T, peer *tcpstates, run func(*space) owned) {
 	}
 	// a namespace may end before the last FIN of a connection in it is acknowledged
 	conns = append(conns, open...)
-	seen := map[lifecycle.Role]int{}
+	seen, right := map[lifecycle.Role]int{}, map[lifecycle.Role]int{}
 	for _, c := range conns {
 		pids, port := want.clients, c.Local.Port()
 		switch {
@@ -203,11 +288,19 @@ func ownersOf(t *testing.T, peer *tcpstates, run func(*space) owned) {
 			continue
 		}
 		seen[c.Role]++
-		if c.Owner.PID != pid {
+		comm, named := want.comms[pid]
+		switch {
+		case c.Owner.PID != pid:
 			t.Errorf("%s %s %s: owner %s[%d] by %s, logged %d", c.Role, c.Local, c.Peer, c.Owner.Comm, c.Owner.PID, c.Owner.Source, pid)
+		case named && c.Owner.Comm.String() != comm:
+			t.Errorf("%s %s %s: owner %d is called %q, and is %q", c.Role, c.Local, c.Peer, pid, c.Owner.Comm, comm)
+		default:
+			right[c.Role]++
 		}
-		if closer, known := want.closers[port]; known && c.Role == lifecycle.RoleServer && c.Outcome == lifecycle.OutcomeClosed && c.Closer.PID != closer {
-			t.Errorf("%s %s %s: closed by %s[%d], logged %d", c.Role, c.Local, c.Peer, c.Closer.Comm, c.Closer.PID, closer)
+		if closer, known := want.closers[port]; known && c.Role == lifecycle.RoleServer && c.Outcome == lifecycle.OutcomeClosed {
+			if comm := want.comms[closer]; c.Closer == nil || c.Closer.PID != closer || comm != "" && c.Closer.Comm.String() != comm {
+				t.Errorf("%s %s %s: closed by %+v, logged %s[%d]", c.Role, c.Local, c.Peer, c.Closer, comm, closer)
+			}
 		}
 	}
 	if seen[lifecycle.RoleClient] != len(want.clients) || seen[lifecycle.RoleServer] != len(want.servers) || len(want.servers) < 20 {
@@ -218,20 +311,21 @@ func ownersOf(t *testing.T, peer *tcpstates, run func(*space) owned) {
 			}
 		}
 	}
-	right, all := 0, 0
+	peers, lines := 0, 0
 	for _, x := range peer.of(s) {
 		pid, known := want.clients[x.local.Port()], x.peer == want.at
 		if x.local == want.at {
 			pid, known = want.servers[x.peer.Port()], x.peer.Port() != 0
 		}
 		if known && pid != 0 {
-			all++
+			lines++
 			if x.pid == pid {
-				right++
+				peers++
 			}
 		}
 	}
-	t.Logf("%d clients, %d servers: owners compared; tcpstates names the owner in %d of %d lines", len(want.clients), len(want.servers), right, all)
+	return fmt.Sprintf("%4d/%-4d %4d/%-4d   %d of %d lines", right[lifecycle.RoleClient], len(want.clients),
+		right[lifecycle.RoleServer], len(want.servers), peers, lines)
 }
 
 // gatherConns reads the probe until stop is called, what ended is enough, and
@@ -322,9 +416,10 @@ func (s *space) serve(srv server) owned {
 	dir := must(os.MkdirTemp("", "stated"))
 	defer os.RemoveAll(dir)
 	o := owned{at: s.freePort(), clients: make(map[uint16]uint32)}
-	log := &logged{pids: make(map[uint16]uint32)}
+	log := &logged{pids: make(map[uint16]uint32), closers: make(map[uint16]uint32)}
 	cmd := exec.Command(srv.program, srv.args(dir, o.at)...)
 	cmd.Stdout, cmd.Stderr = log, os.Stderr
+	cmd.Env = append(os.Environ(), "SYSTEMD_LOG_LEVEL=err")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	check(cmd.Start())
 	ended := make(chan error, 1)
@@ -339,17 +434,23 @@ func (s *space) serve(srv server) owned {
 		}
 	}()
 	awaitListener(o.at, ended)
-	for range 5 {
+	for range 10 {
 		for _, port := range s.ask(o.at, 8) {
 			o.clients[port] = uint32(os.Getpid())
 		}
 	}
+	o.learn(o.clients)
 	for range 10 {
 		pid, port := s.curl(o.at)
 		o.clients[port] = pid
+		o.comms[pid] = "curl"
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if o.servers = log.of(o.clients); len(o.servers) == len(o.clients) {
+		if lines, err := os.ReadFile(filepath.Join(dir, "log")); err == nil {
+			log.Write(lines)
+		}
+		if o.servers, o.closers = log.of(o.clients); len(o.servers) == len(o.clients) {
+			o.learn(o.servers)
 			return o
 		}
 		if time.Now().After(deadline) {

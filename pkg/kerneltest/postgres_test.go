@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // postgres runs PostgreSQL with pgbench, which connects anew for each
@@ -54,6 +55,7 @@ func (s *space) postgres() owned {
 			<-ended
 		}()
 		awaitListener(at, ended)
+		awaitReady(filepath.Join(data, "postmaster.pid"))
 		for _, bench := range []string{"tables -i -q", "bench -S -C -c 4 -j 2 -t 20 -n"} {
 			app, args, _ := strings.Cut(bench, " ")
 			cmd := command("pgbench", strings.Fields(args)...)
@@ -62,6 +64,19 @@ func (s *space) postgres() owned {
 		}
 	}()
 	return ownersInLog(log.String(), owned{at: at}, uint32(postmaster.Process.Pid), clients)
+}
+
+// awaitReady waits as pg_ctl(1) does: the postmaster listens before it answers.
+func awaitReady(pidFile string) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		text, _ := os.ReadFile(pidFile)
+		if strings.Contains(string(text), "\nready") {
+			return
+		}
+		if time.Now().After(deadline) {
+			panic(fmt.Sprintf("PostgreSQL is not ready: %s", text))
+		}
+	}
 }
 
 // ownersInLog reads the log of a postmaster: which backend served which port,

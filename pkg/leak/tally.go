@@ -159,7 +159,7 @@ func (t *Tally) End(table *lifecycle.Table) {
 // stuck reports whether a connection was in CLOSE_WAIT for MinAge until now, and
 // whether that began before the recording.
 func (t *Tally) stuck(c *lifecycle.Conn, now int64) (stuck, old bool) {
-	for i, s := range c.Spans {
+	for i, s := range c.Spans.All() {
 		if s.State != event.StateCloseWait {
 			continue
 		}
@@ -177,7 +177,7 @@ func connected(c *lifecycle.Conn) bool {
 	if c.Role == lifecycle.RoleListener || c.HalfOpen() {
 		return false
 	}
-	for _, s := range c.Spans {
+	for _, s := range c.Spans.All() {
 		switch s.State {
 		case event.StateSynSent, event.StateSynRecv, event.StateNewSynRecv, event.StateListen, event.StateClose, event.StateNone:
 		default:
@@ -192,9 +192,9 @@ func (t *Tally) line(c *lifecycle.Conn) *Count {
 	case lifecycle.RoleServer:
 		return t.of(Line{c.Owner.Comm, lifecycle.RoleServer, netip.AddrPortFrom(netip.Addr{}, c.Local.Port())})
 	case lifecycle.RoleClient, lifecycle.RoleSimultaneous:
-		return t.of(Line{c.Owner.Comm, lifecycle.RoleClient, c.Peer})
+		return t.of(Line{c.Owner.Comm, lifecycle.RoleClient, c.Peer.AddrPort()})
 	}
-	u := unsure{c.Netns, c.Owner.Comm, c.Local, c.Peer}
+	u := unsure{c.Netns, c.Owner.Comm, c.Local.AddrPort(), c.Peer.AddrPort()}
 	if t.unsure[u] == nil {
 		t.unsure[u] = new(Count)
 	}

@@ -8,11 +8,7 @@
 // connections, live or replayed.
 package lifecycle
 
-import (
-	"net/netip"
-
-	"github.com/stated-tcp/stated/pkg/event"
-)
+import "github.com/stated-tcp/stated/pkg/event"
 
 // Known says how a fact came to us.
 type Known uint8
@@ -24,14 +20,6 @@ const (
 )
 
 func (k Known) String() string { return [...]string{"seen", "inferred", "at_least"}[k] }
-
-// Span is a state and when the connection entered it. It lasts until the next
-// span begins, the last one until Conn.End.
-type Span struct {
-	Start int64 // nanoseconds since boot; 0 when AtLeast and nothing is known
-	State event.State
-	Known Known
-}
 
 // Role is our side's part in a connection.
 type Role uint8
@@ -113,91 +101,169 @@ func (o Outcome) String() string { return outcomeNames[o] }
 // NumOutcomes is one more than the largest Outcome, for arrays indexed by it.
 const NumOutcomes = int(OutcomeHandshakeOverflow) + 1
 
-// Owner is the process that a connection belongs to, and how that is known.
-type Owner struct {
-	event.Task
-	Source event.OwnerSource
+// Why says what is behind an outcome that says too little by itself.
+type Why uint8
+
+// The sentences of Why.
+const (
+	WhyNone Why = iota
+	WhyEndLost
+	WhyTableFull
+	WhyNotShown
+	WhyRequestNotShown
+	WhyNoReset
+	WhyNoErrors
+	WhyNoReason
+	WhyDeferred
+	WhyNetns
+	WhyListener
+	WhyICMP
+	WhyNoCause
+)
+
+var whys = [...]string{
+	WhyNone:            "",
+	WhyEndLost:         "its end was lost",
+	WhyTableFull:       "given up: the table of connections was full",
+	WhyNotShown:        "a snapshot found it gone: its end was not told",
+	WhyRequestNotShown: "a snapshot found it gone; what ended it was not seen",
+	WhyNoReset:         "the socket has a reset error, but no RST was seen",
+	WhyNoErrors:        "the classic tracepoint does not tell errors",
+	WhyNoReason:        "it ended without an error, a FIN or a RST that we saw",
+	WhyDeferred:        "its listener waits for data (TCP_DEFER_ACCEPT), and none came",
+	WhyNetns:           "its network namespace went",
+	WhyListener:        "its listener was closed",
+	WhyICMP:            "an ICMP error came",
+	WhyNoCause:         "this kernel does not tell what ended it",
 }
+
+// String returns a sentence without its full stop, "" for WhyNone.
+func (w Why) String() string { return whys[w] }
 
 // Conn is one connection from its first event to its last: one epoch of a
 // socket. Observers read it during their call only, and change nothing.
+//
+// There may be hundreds of thousands, so it is small: TestMemory has the budget.
+// Its fields stand by size, what few connections need is in Rare.
 type Conn struct {
-	Socket   event.SocketID
-	Epoch    uint32 // counts the connections of this socket, from 0 (as far as we saw)
-	Netns    uint32
-	UID      uint32 // owner of the socket, with UIDKnown
-	UIDKnown bool
-	Cgroup   uint64
-	Family   uint16
-	Protocol uint16
-	OwnID    bool // Socket is a number of ours, not the kernel's cookie
-	Subflow  bool // of an MPTCP connection
-	Role     Role
-	Local    netip.AddrPort // from the first event where it is whole
-	Peer     netip.AddrPort
+	*Shared // what it has in common with others; in a table never nil
+	Socket  event.SocketID
+	Closer  *event.Task // called close() or shutdown() first, or killed the socket; nil if nobody on this host
+	Rare    *Rare       // mostly nil
+	Spans   Path        // in a table never empty
 
-	Owner    Owner
-	Closer   event.Task // called close() or shutdown() first, or killed the socket; zero if nobody on this host
-	Acceptor int32      // descriptor that accept() returned, -1 unknown
+	// Times are nanoseconds since boot, 0 where nothing was seen (yet).
+	FirstEvent  int64
+	LastEvent   int64
+	End         int64 // at -> CLOSE; 0 while open
+	AcceptedAt  int64
+	LingerStart int64
+	LingerEnd   int64
 
-	State event.State // now; CLOSE once ended
-	Spans []Span      // in order, never empty; the span of the final CLOSE is not among them
-	End   int64       // nanoseconds since boot at -> CLOSE; 0 while open
+	BytesSent     uint64 // payload, each byte counted once
+	BytesReceived uint64 // payload, without the FIN
+
+	prev *Conn // in Table.quiet
+	next *Conn // there, or in Table.free
+
+	SRTT        uint32 // microseconds, the last that was known
+	Retransmits uint32
+	Unread      uint32 // bytes in the receive queue, without the FIN
+	Unsent      uint32
+	Epoch       uint32 // counts the connections of this socket, from 0 (as far as we saw)
+	Acceptor    int32  // descriptor that accept() returned, -1 unknown
+
+	Local Endpoint // from the first event where it is whole
+	Peer  Endpoint
+
+	Err uint16      // sk_err at the end, an errno
+	end event.Flags // of the event of -> CLOSE
+
+	State     event.State // now; CLOSE once ended
+	Role      Role
+	Initiator Initiator
+	Outcome   Outcome
+	Why       Why // for OutcomeUnknown and OutcomeHandshakeFailed
+	Reset     event.ResetReason
 
 	// Lingers is what the connection left behind in a mini socket: TIME_WAIT,
 	// FIN_WAIT2 (whose TIME_WAIT may follow), or none. LingersKnown says how
 	// that is known. It mostly outlives Finished: see Table.Lingering.
 	Lingers      event.State
 	LingersKnown Known
-	Initiator    Initiator
 	LingerCause  event.EndCause // of LingerEnd
-	LingerStart  int64          // nanoseconds since boot
-	LingerEnd    int64          // nanoseconds since boot, 0 not seen
 
-	AcceptedAt int64  // nanoseconds since boot, 0 not seen
-	Overflows  uint64 // of a listener: SYNs dropped because its queue was full
+	mini   event.State // of KindTimeWait, at LingerStart, before -> CLOSE
+	closed event.State // in which close() came after shutdown()
+	missed uint8       // snapshots in a row that did not show it
 
-	Outcome   Outcome
-	Reset     event.ResetReason
-	Err       uint16 // sk_err at the end, an errno
-	Why       string // for OutcomeUnknown and OutcomeHandshakeFailed: a constant sentence
-	Gap       bool   // events were lost on the way
-	FromStart bool   // the first event was the birth
-	Accepted  bool   // seen to be accepted
-	Cookie    bool   // made of a SYN cookie
-	EOFUnread bool   // the peer's FIN is still in the receive queue
+	leftBehind bool
 
-	mini     event.State // of KindTimeWait, before -> CLOSE
-	halfOpen bool        // a request, no full socket yet
-	missed   uint8       // snapshots in a row that did not show it
+	leaving bool // the last snapshot showed its mini socket, and no event came since
+
+	OwnID     bool // Socket is a number of ours, not the kernel's cookie
+	Gap       bool // events were lost on the way
+	FromStart bool // the first event was the birth
+	Cookie    bool // made of a SYN cookie
+	EOFUnread bool // the peer's FIN is still in the receive queue
+	// Uncounted says that the last change of state came without numbers (the
+	// classic tracepoint): bytes and the like are older, from a snapshot, or zero.
+	Uncounted bool
+
+	halfOpen bool // a request, no full socket yet
 	resetIn  bool
-	resetOut bool        // a RST was sent behind the end
-	resetPre bool        // a RST was sent before the end, which it may have to do with
-	closed   event.State // in which close() came after shutdown()
-	end      event.Flags // of the event of -> CLOSE
+	resetOut bool // a RST was sent behind the end
+	resetPre bool // a RST was sent before the end, which it may have to do with
 	finished bool
 	held     bool // CLOSE, but a descriptor is still open
 	inTable  bool
 	queued   bool // in Table.settling
+}
 
-	BytesSent     uint64 // payload, each byte counted once
-	BytesReceived uint64 // payload, without the FIN
-	SRTT          uint32 // microseconds, the last that was known
-	Retransmits   uint32
-	Unread        uint32 // bytes in the receive queue, without the FIN
-	Unsent        uint32
-	FirstEvent    int64 // nanoseconds since boot
-	LastEvent     int64 // nanoseconds since boot
+// Rare is what few connections have.
+type Rare struct {
+	// Multipath is the MPTCP connection that this one is, or with Subflow is one
+	// of; nil for plain TCP, and where it is not known.
+	Multipath *Multipath
+	Overflows uint64 // of a listener: SYNs dropped because its queue was full
 
-	settle int64 // until when evidence for the outcome may come; before the end, until when resetPre is some
-	miniAt int64 // time of KindTimeWait before -> CLOSE
-	prev   *Conn
-	next   *Conn
+	resetUntil int64 // until when Conn.resetPre counts
+}
+
+// rare returns what c has of it, to be written to.
+func (c *Conn) rare() *Rare {
+	if c.Rare == nil {
+		c.Rare = new(Rare)
+	}
+	return c.Rare
+}
+
+// LeftBehind reports whether c is what a connection left in a mini socket: it then
+// comes in Transition only, the same Conn for all of them, and never in Finished.
+func (c *Conn) LeftBehind() bool { return c.leftBehind }
+
+// Multipath returns Rare.Multipath.
+func (c *Conn) Multipath() *Multipath {
+	if c.Rare == nil {
+		return nil
+	}
+	return c.Rare.Multipath
+}
+
+// Overflows returns Rare.Overflows.
+func (c *Conn) Overflows() uint64 {
+	if c.Rare == nil {
+		return 0
+	}
+	return c.Rare.Overflows
 }
 
 // Start returns when the connection is known to have begun, in nanoseconds
 // since boot, and how that is known.
-func (c *Conn) Start() (int64, Known) { return c.Spans[0].Start, c.Spans[0].Known }
+func (c *Conn) Start() (int64, Known) {
+	first := c.Spans.At(0)
+	return first.Start, first.Known
+}
 
 // Until returns when the connection ended, or, of one that is open or was given
 // up, when it was last heard of; in nanoseconds since boot.
@@ -212,9 +278,9 @@ func (c *Conn) Until() int64 {
 // connection, or now for the one that lasts.
 func (c *Conn) SpanEnd(i int, now int64) int64 {
 	switch {
-	case i+1 < len(c.Spans):
-		return c.Spans[i+1].Start
-	case c.Spans[i].State == event.StateFinWait2 && c.Lingers == event.StateTimeWait && c.LingerStart > c.End:
+	case i+1 < c.Spans.Len():
+		return c.Spans.At(i + 1).Start
+	case c.Spans.At(i).State == event.StateFinWait2 && c.Lingers == event.StateTimeWait && c.LingerStart > c.End:
 		return c.LingerStart // it went on in a mini socket
 	case c.End != 0:
 		return c.End
@@ -232,7 +298,7 @@ func (c *Conn) AcceptWait() (int64, bool) {
 	if c.AcceptedAt == 0 {
 		return 0, false
 	}
-	for _, s := range c.Spans {
+	for _, s := range c.Spans.All() {
 		if s.State == event.StateEstablished && s.Known == Seen {
 			return max(c.AcceptedAt-s.Start, 0), true
 		}

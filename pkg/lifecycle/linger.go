@@ -2,11 +2,7 @@
 
 package lifecycle
 
-import (
-	"net/netip"
-
-	"github.com/stated-tcp/stated/pkg/event"
-)
+import "github.com/stated-tcp/stated/pkg/event"
 
 // timeWaitLen is TCP_TIMEWAIT_LEN in include/net/tcp.h, which cannot be set. A
 // mini socket in FIN_WAIT2 lasts no longer (tcp_rcv_state_process, __tcp_close:
@@ -16,47 +12,32 @@ const timeWaitLen = 60e9
 // lostLen is when what was seen to begin has ended for sure, its end lost.
 const lostLen = 2*timeWaitLen + 5e9
 
-// lingerKey names a mini socket as the kernel's hash table does. An address is
-// kept as 16 bytes, so that the key has no pointer.
-type lingerKey struct {
-	local, peer         [16]byte
-	localPort, peerPort uint16
-	netns               uint32
-}
-
-func keyOf(netns uint32, local, peer netip.AddrPort) lingerKey {
-	return lingerKey{local.Addr().As16(), peer.Addr().As16(), local.Port(), peer.Port(), netns}
-}
-
 // linger is what a connection left behind: little, as there may be many.
 type linger struct {
-	lingerKey
-	socket   event.SocketID
-	start    int64 // of state; 0 unknown
-	deadline int64 // when it has ended, if nothing says so before
-	shown    int64 // by the last snapshot
-	first    int64 // Conn.FirstEvent
-	cgroup   uint64
-	owner    Owner
-	uid      uint32
-	uidKnown bool
-	epoch    uint32
-	family   uint16
-	state    event.State
-	known    Known
-	role     Role
-	ownID    bool
-	missed   uint8
-	due      int64 // the second of lingers.due that has it, 0 none
-	slot     int   // where it is in that
+	*Shared
+	socket      event.SocketID
+	start       int64 // of state; 0 unknown
+	deadline    int64 // when it has ended, if nothing says so before
+	first       int64 // Conn.FirstEvent
+	local, peer Endpoint
+	due         uint32 // the second of lingers.due that has it, 0 none
+	slot        uint32 // where it is in that
+	state       event.State
+	known       Known
+	role        Role
+	ownID       bool
+	shown       bool  // by a snapshot that is not done yet
+	missed      uint8 // snapshots in a row that did not show it
 }
+
+func (l *linger) key() lingerKey { return lingerKey{l.local, l.peer, l.Netns} }
 
 // lingers are the mini sockets of the host, and when to look at each again:
 // every linger is in one second of due, until that second has come or it ends.
 type lingers struct {
-	at      map[lingerKey]*linger
-	due     map[int64][]*linger
-	second  int64 // looked at so far
+	at      index
+	due     map[uint32][]*linger
+	second  uint32 // looked at so far
 	scratch Conn
 	free    []*linger
 }
@@ -65,37 +46,32 @@ type lingers struct {
 // order. The Conn is valid during the call and knows no more than its addresses,
 // its owner and the one state it is in.
 func (t *Table) Lingering(f func(*Conn)) {
-	for _, l := range t.lingers.at {
+	for l := range t.lingers.at.all() {
 		f(t.lingers.conn(l))
 	}
 }
 
 // conn shows l as a connection.
 func (ls *lingers) conn(l *linger) *Conn {
-	addr := func(a [16]byte, port uint16) netip.AddrPort {
-		return netip.AddrPortFrom(netip.AddrFrom16(a).Unmap(), port)
-	}
 	c := &ls.scratch
 	*c = Conn{
-		Socket: l.socket, OwnID: l.ownID, Epoch: l.epoch, Netns: l.netns, UID: l.uid, UIDKnown: l.uidKnown, Cgroup: l.cgroup,
-		Family: l.family, Protocol: event.ProtoTCP, Local: addr(l.local, l.localPort), Peer: addr(l.peer, l.peerPort),
-		Role: l.role, Owner: l.owner, Acceptor: -1, State: l.state, FirstEvent: l.first,
-		Spans: append(c.Spans[:0], Span{Start: l.start, State: l.state, Known: l.known}),
+		Shared: l.Shared, Socket: l.socket, OwnID: l.ownID, Local: l.local, Peer: l.peer, Role: l.role, Acceptor: -1,
+		State: l.state, FirstEvent: l.first, leftBehind: true, Spans: PathOf(Span{Start: l.start, State: l.state, Known: l.known}),
 	}
 	return c
 }
 
 func (t *Table) addLinger(l linger) {
 	ls := &t.lingers
-	if ls.at == nil {
-		ls.at, ls.due = make(map[lingerKey]*linger), make(map[int64][]*linger)
-		ls.second = t.now / 1e9
+	if ls.due == nil {
+		ls.due = make(map[uint32][]*linger)
+		ls.second = uint32(t.now / 1e9)
 	}
-	if old := ls.at[l.lingerKey]; old != nil {
+	if old := ls.at.get(l.key()); old != nil {
 		t.endLinger(old, t.now, event.EndUnknown)
 	}
-	if len(ls.at) >= t.opts.MaxConns {
-		t.stats.Evicted++
+	if t.stats.Lingering >= t.opts.MaxConns {
+		t.stats.Unfollowed++
 		return
 	}
 	p := new(linger)
@@ -103,19 +79,20 @@ func (t *Table) addLinger(l linger) {
 		p, ls.free = ls.free[n-1], ls.free[:n-1]
 	}
 	*p = l
-	ls.at[l.lingerKey] = p
+	ls.at.put(p)
 	ls.plan(p)
 	t.stats.Lingering++
 }
 
 func (ls *lingers) plan(l *linger) {
-	l.due = max(l.deadline/1e9, ls.second) + 1
-	l.slot = len(ls.due[l.due])
+	l.due = max(uint32(l.deadline/1e9), ls.second) + 1
+	l.slot = uint32(len(ls.due[l.due]))
 	ls.due[l.due] = append(ls.due[l.due], l)
 }
 
-// forget lets l, which is in at no more, be used again. On a host whose ports come again at once, those
-// that have ended would soon be many more than those that are there.
+// forget lets l, which is in at no more, be used again. On a host whose ports
+// come again at once, those that have ended would soon be many more than those
+// that are there.
 func (ls *lingers) forget(l *linger) {
 	if list := ls.due[l.due]; l.due != 0 {
 		last := list[len(list)-1]
@@ -132,9 +109,9 @@ func (ls *lingers) forget(l *linger) {
 // expire ends what has lasted its time.
 func (t *Table) expire() {
 	ls := &t.lingers
-	for ls.second < t.now/1e9 {
+	for now := uint32(t.now / 1e9); ls.second < now; {
 		if len(ls.due) == 0 {
-			ls.second = t.now / 1e9
+			ls.second = now
 			return
 		}
 		ls.second++
@@ -158,10 +135,10 @@ func (t *Table) expire() {
 // inferred from its last state. SOCK_DONE tells TIME_WAIT from FIN_WAIT2, as
 // tcp_fin sets it first.
 func (t *Table) linger(c *Conn, e *event.Event) {
-	last := c.Spans[len(c.Spans)-1]
+	last := c.Spans.Last()
 	switch {
 	case c.mini != event.StateNone:
-		c.Lingers, c.LingersKnown, c.LingerStart = c.mini, Seen, c.miniAt
+		c.Lingers, c.LingersKnown = c.mini, Seen
 	case c.Outcome != OutcomeClosed || c.Protocol == event.ProtoMPTCP || c.end.Has(event.FlagPartial),
 		last.State != event.StateFinWait2 && last.State != event.StateClosing:
 		return
@@ -176,10 +153,7 @@ func (t *Table) linger(c *Conn, e *event.Event) {
 	if !c.Local.IsValid() || !c.Peer.IsValid() {
 		return
 	}
-	l := linger{
-		lingerKey: keyOf(c.Netns, c.Local, c.Peer), socket: c.Socket, start: c.LingerStart, first: c.FirstEvent, cgroup: c.Cgroup,
-		owner: c.Owner, uid: c.UID, uidKnown: c.UIDKnown, epoch: c.Epoch, family: c.Family, state: c.Lingers, known: c.LingersKnown, role: c.Role, ownID: c.OwnID,
-	}
+	l := lingerOf(c)
 	l.deadline = l.start + lostLen
 	if l.known == Inferred {
 		l.deadline = l.start + timeWaitLen
@@ -190,11 +164,19 @@ func (t *Table) linger(c *Conn, e *event.Event) {
 	t.addLinger(l)
 }
 
+// lingerOf is what c left behind, by c.Lingers and its neighbours.
+func lingerOf(c *Conn) linger {
+	return linger{
+		Shared: c.Shared, socket: c.Socket, start: c.LingerStart, first: c.FirstEvent, local: c.Local, peer: c.Peer,
+		state: c.Lingers, known: c.LingersKnown, role: c.Role, ownID: c.OwnID,
+	}
+}
+
 // unlinger takes back what was inferred: a RST was sent instead.
 func (t *Table) unlinger(c *Conn) {
 	c.Lingers, c.LingerStart = event.StateNone, 0
-	if l := t.lingers.at[keyOf(c.Netns, c.Local, c.Peer)]; l != nil && l.socket == c.Socket {
-		delete(t.lingers.at, l.lingerKey)
+	if l := t.lingers.at.get(lingerKey{c.Local, c.Peer, c.Netns}); l != nil && l.socket == c.Socket {
+		t.lingers.at.delete(l)
 		t.lingers.forget(l)
 		t.stats.Lingering--
 	}
@@ -210,10 +192,10 @@ func (t *Table) timeWait(e *event.Event) {
 			return
 		}
 		t.touch(c, e.Time)
-		c.mini, c.miniAt = e.New, e.Time
+		c.mini, c.LingerStart = e.New, e.Time
 		return
 	}
-	l := t.lingers.at[keyOf(e.Netns, e.Local, e.Peer)]
+	l := t.lingers.at.get(keyOf(e))
 	if l == nil {
 		t.stats.Ignored++
 		return
@@ -232,13 +214,13 @@ func (t *Table) timeWait(e *event.Event) {
 func (t *Table) changeLinger(l *linger, e *event.Event, known Known) {
 	old := t.lingers.conn(l)
 	l.state, l.start, l.known = e.New, e.Time, known
-	old.Spans = append(old.Spans, Span{Start: e.Time, State: e.New, Known: known})
+	old.Spans.Add(Span{Start: e.Time, State: e.New, Known: known})
 	old.State, old.LastEvent = e.New, e.Time
 	t.say(old, e, event.KindState, event.StateFinWait2, e.New)
 }
 
 func (t *Table) timeWaitEnd(e *event.Event) {
-	l := t.lingers.at[keyOf(e.Netns, e.Local, e.Peer)]
+	l := t.lingers.at.get(keyOf(e))
 	if l == nil {
 		t.stats.Ignored++
 		return
@@ -257,14 +239,15 @@ func (t *Table) timeWaitEnd(e *event.Event) {
 // inferred.
 func (t *Table) endLinger(l *linger, at int64, cause event.EndCause) {
 	ls := &t.lingers
-	delete(ls.at, l.lingerKey)
+	ls.at.delete(l)
 	defer ls.forget(l)
 	t.stats.Lingering--
 	c := ls.conn(l)
 	c.State, c.Outcome = event.StateClose, OutcomeClosed
 	c.LingerEnd, c.LingerCause = max(at, l.start), cause
 	c.End, c.LastEvent = c.LingerEnd, c.LingerEnd
-	e := event.Event{Time: c.End, Socket: l.socket, Netns: l.netns, Family: l.family, Protocol: event.ProtoTCP, Local: c.Local, Peer: c.Peer, Cause: cause}
+	e := event.Event{Time: c.End, Socket: l.socket, Netns: l.Netns, Family: l.Family, Protocol: event.ProtoTCP,
+		Local: c.Local.AddrPort(), Peer: c.Peer.AddrPort(), Cause: cause}
 	t.say(c, &e, event.KindState, l.state, event.StateClose)
 }
 
@@ -272,10 +255,10 @@ func (t *Table) endLinger(l *linger, at int64, cause event.EndCause) {
 // kernel gave them out again before the time was up (tcp_twsk_unique for
 // connect(), tcp_timewait_state_process for a SYN).
 func (t *Table) replaced(c *Conn, e *event.Event) {
-	if len(t.lingers.at) == 0 || !c.Local.IsValid() || !c.Peer.IsValid() {
+	if t.stats.Lingering == 0 || !c.Local.IsValid() || !c.Peer.IsValid() {
 		return
 	}
-	l := t.lingers.at[keyOf(c.Netns, c.Local, c.Peer)]
+	l := t.lingers.at.get(lingerKey{c.Local, c.Peer, c.Netns})
 	if l == nil {
 		return
 	}
@@ -292,21 +275,60 @@ func (t *Table) foundLingering(e *event.Event) {
 		t.stats.Ignored++
 		return
 	}
-	key := keyOf(e.Netns, e.Local, e.Peer)
-	l := t.lingers.at[key]
+	key := keyOf(e)
+	l := t.lingers.at.get(key)
+	if l != nil && l.socket != 0 && e.Socket != 0 && l.socket != e.Socket {
+		t.endLinger(l, e.Time, event.EndUnknown) // the addresses were used again, and left again
+		l = nil
+	}
 	if l == nil {
-		t.addLinger(linger{
-			lingerKey: key, socket: e.Socket, first: e.Time, family: e.Family, state: e.New, known: AtLeast,
-			deadline: e.Time + lostLen, shown: e.Time,
-		})
-		if l = t.lingers.at[key]; l != nil {
+		found := linger{
+			Shared: t.shares.of(&Shared{Netns: e.Netns, Family: e.Family, Protocol: event.ProtoTCP}),
+			socket: e.Socket, first: e.Time, local: key.local, peer: key.peer, state: e.New, known: AtLeast,
+		}
+		if c := t.conns[e.Socket]; c != nil && c.End == 0 && c.Protocol == event.ProtoTCP {
+			if !t.leavesUntold(c, e) {
+				return
+			}
+			found = t.leftUntold(c, e)
+		}
+		found.deadline, found.shown = e.Time+lostLen, true
+		t.addLinger(found)
+		if l = t.lingers.at.get(key); l != nil {
 			t.say(t.lingers.conn(l), e, e.Kind, e.New, e.New)
 		}
 		return
 	}
-	l.shown, l.missed = e.Time, 0
+	l.shown, l.missed = true, 0
 	if l.state != e.New {
 		t.changeLinger(l, e, Inferred)
 		l.deadline = e.Time + timeWaitLen
 	}
+}
+
+// leavesUntold decides whether the events of c's end are missing, when a snapshot
+// shows its mini socket. That is hashed before -> CLOSE is told (tcp_time_wait in
+// net/ipv4/tcp_minisocks.c), so the first snapshot to show it may have come in
+// between: the next one decides, in its turn.
+func (t *Table) leavesUntold(c *Conn, e *event.Event) bool {
+	if c.mini != event.StateNone {
+		return false // KindTimeWait was told, and the rest comes
+	}
+	if c.leaving {
+		return true
+	}
+	t.touch(c, e.Time)
+	c.leaving = true
+	return false
+}
+
+// leftUntold ends c, of which a snapshot shows the mini socket: tcp_time_wait
+// gives it the socket's cookie and makes it of a socket that both ends closed or
+// will close well, which then ends. The events of that were not told.
+func (t *Table) leftUntold(c *Conn, e *event.Event) linger {
+	c.Local, c.Peer = EndpointOf(e.Local), EndpointOf(e.Peer)
+	c.Outcome, c.Lingers, c.LingersKnown, c.LingerStart = OutcomeClosed, e.New, AtLeast, 0
+	l := lingerOf(c)
+	t.endUntold(c, e)
+	return l
 }

@@ -20,29 +20,41 @@ func isBirth(from, to event.State) bool {
 	return false
 }
 
-// learn takes over what an event knows of the connection.
-func (c *Conn) learn(e *event.Event) {
-	if c.Local.Port() == 0 && e.Local.IsValid() {
-		c.Local = e.Local
+// learnAlone takes over what an event knows of the connection by itself.
+func (t *Table) learnAlone(c *Conn, e *event.Event) {
+	if !c.Shared.knows(e) {
+		s := *c.Shared
+		s.learn(e)
+		c.Shared = t.shares.of(&s)
 	}
-	if c.Peer.Port() == 0 && e.Peer.IsValid() {
-		c.Peer = e.Peer
-	}
-	c.Netns, c.Protocol, c.Family = e.Netns, e.Protocol, e.Family
-	if e.Cgroup != 0 {
-		c.Cgroup = e.Cgroup
-	}
-	if e.Flags&(event.FlagPartial|event.FlagMini) == 0 || e.Flags.Has(event.FlagTask) {
-		c.UID, c.UIDKnown = e.UID, true
-	}
-	c.own(e.Owner, e.OwnerSource)
-	if e.Flags.Has(event.FlagPartial) {
+	c.learn(e)
+}
+
+// own takes over who the connection belongs to.
+func (t *Table) own(c *Conn, task event.Task, source event.OwnerSource) {
+	if !c.Shared.outranked(task.PID, source) {
 		return
 	}
+	s := *c.Shared
+	s.Owner = Owner{Task: task, Source: source}
+	c.Shared = t.shares.of(&s)
+}
+
+func (c *Conn) learn(e *event.Event) {
+	if c.Local.Port() == 0 && e.Local.IsValid() {
+		c.Local = EndpointOf(e.Local)
+	}
+	if c.Peer.Port() == 0 && e.Peer.IsValid() {
+		c.Peer = EndpointOf(e.Peer)
+	}
+	if e.Flags.Has(event.FlagPartial) {
+		c.Uncounted = c.Uncounted || e.Kind == event.KindState
+		return
+	}
+	c.Uncounted = false
 	if e.Flags.Has(event.FlagCookie) {
 		c.Cookie = true
 	}
-	c.Subflow = e.Flags.Has(event.FlagMPTCP)
 	c.BytesSent = e.BytesSent - min(e.BytesSent, e.BytesResent)
 	c.BytesReceived, c.Unread, c.Unsent = e.BytesReceived, e.Unread, e.Unsent
 	c.EOFUnread = false
@@ -59,26 +71,20 @@ func (c *Conn) learn(e *event.Event) {
 	c.Retransmits = max(c.Retransmits, e.Retransmits)
 }
 
-// ownerRank orders what is known of an owner: who got the descriptor from the
-// kernel stands above who merely has it or closed it, and all of them above the
-// owner of the listener.
-var ownerRank = [...]uint8{
-	event.OwnerUnknown: 0, event.OwnerListener: 1, event.OwnerClose: 2, event.OwnerHolder: 3, event.OwnerRead: 4,
-	event.OwnerConnect: 5, event.OwnerListen: 5, event.OwnerAccept: 6,
-}
-
-func (c *Conn) own(task event.Task, source event.OwnerSource) {
-	if task.PID == 0 || int(source) >= len(ownerRank) || ownerRank[source] <= ownerRank[c.Owner.Source] {
+// closedBy remembers who closed our side first, or killed the socket.
+func (t *Table) closedBy(c *Conn, e *event.Event) {
+	if !e.Flags.Has(event.FlagTask) {
 		return
 	}
-	c.Owner = Owner{Task: task, Source: source}
-}
-
-// closedBy remembers who closed our side first.
-func (c *Conn) closedBy(e *event.Event) {
-	if e.Flags.Has(event.FlagTask) && c.Closer.IsZero() {
-		c.Closer = e.Task
+	switch {
+	case e.New == event.StateClose && syscall.Errno(e.Err) == syscall.ECONNABORTED:
+		// the killer, also where a process closed before
+	case c.Closer != nil:
+		return
+	case e.Old != e.New && e.New != event.StateFinWait1 && e.New != event.StateLastAck && e.New != event.StateClose:
+		return
 	}
+	c.Closer = t.shares.task(&e.Task, c.Shared)
 }
 
 // judge takes over what a transition says of role and initiator.
@@ -96,9 +102,6 @@ func (c *Conn) judge(e *event.Event) {
 	switch e.New {
 	case event.StateFinWait1:
 		c.began(InitiatorLocal)
-		c.closedBy(e)
-	case event.StateLastAck:
-		c.closedBy(e)
 	case event.StateCloseWait:
 		c.began(InitiatorPeer)
 	case event.StateClosing:
@@ -106,10 +109,6 @@ func (c *Conn) judge(e *event.Event) {
 	case event.StateClose:
 		c.Err = e.Err
 		c.end = e.Flags
-		c.closedBy(e)
-		if syscall.Errno(e.Err) == syscall.ECONNABORTED && e.Flags.Has(event.FlagTask) {
-			c.Closer = e.Task // the killer, also where a process closed before
-		}
 	}
 }
 
@@ -118,7 +117,7 @@ func (c *Conn) judge(e *event.Event) {
 // other answers a segment that was wrong (tcp_rcv_synsent_state_process), and
 // the connection goes on.
 func (c *Conn) weighReset(to event.State, at int64) {
-	if c.resetPre && (to != event.StateClose || at > c.settle) {
+	if c.resetPre && (to != event.StateClose || at > c.Rare.resetUntil) {
 		c.resetPre, c.Reset = false, event.ResetUnknown
 	}
 }
@@ -132,8 +131,8 @@ func (c *Conn) began(i Initiator) {
 // conclude names the outcome from all that is known at -> CLOSE, and again when
 // a RST was sent right after it.
 func (c *Conn) conclude(noResets bool) {
-	c.Outcome, c.Why = OutcomeUnknown, ""
-	last := c.Spans[len(c.Spans)-1].State
+	c.Outcome, c.Why = OutcomeUnknown, WhyNone
+	last := c.Spans.Last().State
 	errno := syscall.Errno(c.Err)
 	switch {
 	case c.end.Has(event.FlagPartial):
@@ -158,7 +157,7 @@ func (c *Conn) conclude(noResets bool) {
 		c.Outcome = OutcomeResetKeepalive
 		c.began(InitiatorLocal)
 	case errno == syscall.ECONNRESET || errno == syscall.EPIPE:
-		c.Why = "the socket has a reset error, but no RST was seen"
+		c.Why = WhyNoReset
 	case errno != 0:
 		// ETIMEDOUT, or the ICMP error that came while retrying (tcp_write_err)
 		c.Outcome = OutcomeTimedOut
@@ -177,7 +176,7 @@ func (c *Conn) concludePartial(last event.State) {
 		c.Outcome = OutcomeListenEnded
 		c.began(InitiatorLocal)
 	default:
-		c.Why = "the classic tracepoint does not tell errors"
+		c.Why = WhyNoErrors
 	}
 }
 
@@ -191,8 +190,10 @@ func (c *Conn) concludeConnect(errno syscall.Errno, noResets bool) {
 		c.Outcome = OutcomeConnectTimeout
 	case errno != 0:
 		c.Outcome = OutcomeUnreachable // an ICMP error, tcp_v4_err
-	case c.Local.Port() == 0:
-		c.Outcome = OutcomeNoLocalPort // inet_hash_connect found none
+	case c.Local.Port() == 0 || c.Unsent == 0:
+		// inet_hash_connect found none, or the tuple in use: tcp_v4_connect and
+		// tcp_v6_connect choose a sequence number after that, which a SYN takes
+		c.Outcome = OutcomeNoLocalPort
 		c.began(InitiatorLocal)
 	default:
 		c.Outcome = OutcomeConnectCancelled
@@ -219,7 +220,7 @@ func (c *Conn) concludeClose(last event.State) {
 			c.abort()
 			return
 		}
-		c.Why = "it ended without an error, a FIN or a RST that we saw"
+		c.Why = WhyNoReason
 	}
 }
 
@@ -235,7 +236,7 @@ func (c *Conn) concludeAbort(last event.State) {
 	case last == event.StateSynRecv:
 		c.Outcome = OutcomeHandshakeFailed
 	default:
-		c.Why = "it ended without an error, a FIN or a RST that we saw"
+		c.Why = WhyNoReason
 	}
 }
 

@@ -27,9 +27,9 @@ func (t *Table) halfOpen(e *event.Event, known Known) *Conn {
 	if known == Seen {
 		span.Start = e.Time
 	}
-	c.Spans = append(c.Spans, span)
+	c.Spans.Add(span)
 	t.touch(c, e.Time)
-	c.learn(e)
+	t.learnAlone(c, e)
 	t.replaced(c, e)
 	if known != Seen {
 		t.say(c, e, e.Kind, event.StateSynRecv, event.StateSynRecv)
@@ -52,7 +52,7 @@ func (t *Table) say(c *Conn, e *event.Event, kind event.Kind, from, to event.Sta
 func (t *Table) complete(c *Conn, e *event.Event) {
 	c.halfOpen = false
 	t.touch(c, e.Time)
-	c.learn(e)
+	t.learnAlone(c, e)
 	if e.New != event.StateSynRecv {
 		t.step(c, e, false)
 	}
@@ -62,14 +62,14 @@ func (t *Table) complete(c *Conn, e *event.Event) {
 // it: the round trip of our SYN-ACK is the first that the kernel measures, if
 // it was not sent twice (tcp_synack_rtt_meas in net/ipv4/tcp_input.c).
 func (c *Conn) inferHandshake(at int64, e *event.Event) {
-	first := &c.Spans[0]
-	if c.Role != RoleServer || len(c.Spans) != 1 || first.State != event.StateSynRecv || e.SRTT == 0 || e.Retransmits > 0 {
+	first := c.Spans.At(0)
+	if c.Role != RoleServer || c.Spans.Len() != 1 || first.State != event.StateSynRecv || e.SRTT == 0 || e.Retransmits > 0 {
 		return
 	}
 	if first.Known == Seen && first.Start <= at-int64(e.SRTT)*1000 {
 		return
 	}
-	first.Start, first.Known = at-int64(e.SRTT)*1000, Inferred
+	c.Spans.set(0, Span{Start: at - int64(e.SRTT)*1000, State: first.State, Known: Inferred})
 }
 
 // requestEnd is the end of a request that became no connection.
@@ -82,11 +82,14 @@ func (t *Table) requestEnd(e *event.Event) {
 	t.touch(c, e.Time)
 	c.Retransmits = max(c.Retransmits, e.Retransmits)
 	c.concludeRequest(e)
+	if e.Cause == event.EndKilled {
+		c.Closer = t.shares.task(&e.Task, c.Shared)
+	}
 	t.endRequest(c, e)
 }
 
 func (t *Table) endRequest(c *Conn, e *event.Event) {
-	c.End, c.State = max(e.Time, c.Spans[0].Start), event.StateClose
+	c.End, c.State = max(e.Time, c.Spans.At(0).Start), event.StateClose
 	t.say(c, e, event.KindState, event.StateSynRecv, event.StateClose)
 	t.finish(c)
 	t.remove(c)
@@ -99,7 +102,7 @@ func (c *Conn) concludeRequest(e *event.Event) {
 		c.Outcome = OutcomeHandshakeExpired
 		switch {
 		case e.Flags.Has(event.FlagAcked | event.FlagDefer):
-			c.Why = "its listener waits for data (TCP_DEFER_ACCEPT), and none came"
+			c.Why = WhyDeferred
 		case e.Flags.Has(event.FlagAcked):
 			c.Outcome = OutcomeHandshakeOverflow // tcp_check_req remembers the third packet
 		}
@@ -114,16 +117,15 @@ func (c *Conn) concludeRequest(e *event.Event) {
 		c.began(InitiatorLocal)
 	case event.EndKilled:
 		c.Outcome = OutcomeKilled
-		c.Closer = e.Task
 		c.began(InitiatorLocal)
 	case event.EndNetns:
-		c.Why = "its network namespace went"
+		c.Why = WhyNetns
 	case event.EndListener:
-		c.Why = "its listener was closed"
+		c.Why = WhyListener
 		c.began(InitiatorLocal)
 	case event.EndICMP:
-		c.Why = "an ICMP error came"
+		c.Why = WhyICMP
 	default:
-		c.Why = "this kernel does not tell what ended it"
+		c.Why = WhyNoCause
 	}
 }

@@ -20,6 +20,10 @@ type sweep struct {
 // table changes below it, but not twice.
 const missedEnough = 2
 
+// connecting is longer than connect() takes from SYN_SENT to a port, before
+// which a socket is not hashed (tcp_v4_connect in net/ipv4/tcp_ipv4.c).
+const connecting = 1e9
+
 // sweep ends what a snapshot should have shown and did not. It means that an
 // event was lost, or that nothing could have told the end.
 func (t *Table) sweep(e *event.Event) {
@@ -28,7 +32,11 @@ func (t *Table) sweep(e *event.Event) {
 	}
 	switch e.Kind {
 	case event.KindSnapshotBegin:
-		t.snapshots[e.Netns] = sweep{begin: e.Time, lost: t.stats.Lost}
+		// Of a namespace with one socket it is told again behind that socket: the
+		// kernel counts objects when it has found the next one (bpf_seq_read).
+		if _, again := t.snapshots[e.Netns]; !again {
+			t.snapshots[e.Netns] = sweep{begin: e.Time, lost: t.stats.Lost}
+		}
 		return
 	case event.KindSnapshotDone:
 		s, ok := t.snapshots[e.Netns]
@@ -52,52 +60,67 @@ func (t *Table) sweep(e *event.Event) {
 
 func (t *Table) sweepConn(c *Conn) {
 	s := t.snapshots[c.Netns]
-	// not hashed before it has a port: tcp_v4_connect
-	if !s.done || c.LastEvent >= s.begin || c.End != 0 || c.Protocol != event.ProtoTCP || c.Local.Port() == 0 {
+	if !s.done || c.LastEvent >= s.begin || c.End != 0 || c.Protocol != event.ProtoTCP {
+		return
+	}
+	if c.Local.Port() == 0 && c.LastEvent > s.begin-connecting || c.Netns == 0 && orphaned(c.State) {
 		return
 	}
 	if c.missed++; c.missed < missedEnough {
 		t.doubtful = true
 		return
 	}
-	t.stats.Repaired++
-	gone := event.Event{Time: s.begin, Netns: c.Netns, Socket: c.Socket, Protocol: c.Protocol, Family: c.Family, Local: c.Local, Peer: c.Peer}
+	gone := event.Event{Time: s.begin, Netns: c.Netns, Socket: c.Socket, Protocol: c.Protocol, Family: c.Family, Local: c.Local.AddrPort(), Peer: c.Peer.AddrPort()}
 	if c.halfOpen {
-		c.Outcome, c.Why = OutcomeHandshakeFailed, "a snapshot found it gone; what ended it was not seen"
+		t.stats.Repaired.Gone++
+		c.Outcome, c.Why = OutcomeHandshakeFailed, WhyRequestNotShown
 		t.endRequest(c, &gone)
 		return
 	}
+	c.Outcome, c.Why = OutcomeUnknown, WhyNotShown
+	t.endUntold(c, &gone)
+}
+
+// orphaned says whether a socket may be in that state without a process: it may
+// then be in a namespace that nobody has a way into, and that no snapshot shows.
+func orphaned(s event.State) bool {
+	return s == event.StateFinWait1 || s == event.StateFinWait2 || s == event.StateLastAck || s == event.StateClosing
+}
+
+// endUntold ends c, whose outcome is set, as a snapshot showed at e.
+func (t *Table) endUntold(c *Conn, e *event.Event) {
+	t.stats.Repaired.Gone++
 	t.gap(c)
-	c.Outcome, c.Why = OutcomeUnknown, "a snapshot found it gone: its end was not told"
-	c.End = max(gone.Time, c.Spans[len(c.Spans)-1].Start)
+	c.End = max(e.Time, c.Spans.Last().Start)
 	state := c.State
 	c.State = event.StateClose
-	t.say(c, &gone, event.KindState, state, event.StateClose)
+	t.say(c, e, event.KindState, state, event.StateClose)
 	t.finish(c)
 	t.remove(c)
 }
 
+// sweepLingers casts no doubt: mini sockets whose end is not told go all the
+// time, and the next snapshot in its turn is soon enough.
 func (t *Table) sweepLingers() {
 	var gone []*linger
-	for _, l := range t.lingers.at {
-		s := t.snapshots[l.netns]
-		if !s.done || max(l.start, l.shown, l.first) >= s.begin {
+	for l := range t.lingers.at.all() {
+		s, shown := t.snapshots[l.Netns], l.shown
+		l.shown = false
+		if !s.done || shown || max(l.start, l.first) >= s.begin {
 			continue
 		}
 		if l.missed++; l.missed >= missedEnough {
 			gone = append(gone, l)
-		} else {
-			t.doubtful = true
 		}
 	}
 	// a map has no order, but a replay must
 	slices.SortFunc(gone, func(a, b *linger) int {
 		return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.first, b.first), cmp.Compare(a.socket, b.socket),
-			cmp.Compare(a.localPort, b.localPort), cmp.Compare(a.peerPort, b.peerPort))
+			cmp.Compare(a.local.port, b.local.port), cmp.Compare(a.peer.port, b.peer.port))
 	})
 	for _, l := range gone {
-		t.stats.Repaired++
-		t.endLinger(l, t.snapshots[l.netns].begin, event.EndUnknown)
+		t.stats.Repaired.Linger++
+		t.endLinger(l, t.snapshots[l.Netns].begin, event.EndUnknown)
 	}
 }
 

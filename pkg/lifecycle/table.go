@@ -21,17 +21,28 @@ type Stats struct {
 	Lost        uint64 // events that the kernel could not hand over
 	Gaps        uint64 // connections in which an event was seen to be missing
 	Evicted     uint64 // connections given up because the table was full
+	Unfollowed  uint64 // ended connections whose TIME_WAIT is not told of: the table of these was full
 	Ignored     uint64 // events of sockets that are in no connection, or without an identity
 	Open        int    // connections in the table that have not ended
 	Held        int    // ended, but a descriptor is still open
 	Lingering   int    // left behind in TIME_WAIT or FIN_WAIT2 without a process
-	Repaired    uint64 // connections whose loss of events a snapshot made good or ended
+	Repaired    Repairs
 	Requests    uint64 // SYNs that were queued, where they are seen
 	Untold      uint64 // of those, counted only: too many came at once
 	Overflows   uint64 // SYNs dropped because an accept queue was full
 	Outcomes    [NumOutcomes]uint64
 	Transitions [event.NumStates][event.NumStates]uint64
 }
+
+// Repairs counts what a snapshot put right: something had happened that no event told.
+type Repairs struct {
+	Moved  uint64 // connections found in another state
+	Gone   uint64 // connections found to have ended
+	Linger uint64 // mini sockets found to have ended
+}
+
+// Sum is all of them.
+func (r Repairs) Sum() uint64 { return r.Moved + r.Gone + r.Linger }
 
 // Options for New. The zero value is usable.
 type Options struct {
@@ -60,9 +71,10 @@ type Table struct {
 	observer Observer
 	conns    map[event.SocketID]*Conn
 	quiet    Conn    // ring of the connections by their last event, quietest first
-	settling []*Conn // in order of Conn.settle
+	settling []*Conn // in order of their end
 	settled  int     // of these are done
 	free     *Conn
+	shares   shares
 	stats    Stats
 	now      int64
 	lossAt   int64 // time of the last KindLost
@@ -129,7 +141,7 @@ func (t *Table) Apply(e *event.Event) {
 		t.accepted(e)
 	case event.KindHolder:
 		if c := t.snapshot(e); c != nil {
-			c.own(e.Task, event.OwnerHolder)
+			t.own(c, e.Task, event.OwnerHolder)
 		}
 	case event.KindLost:
 		t.stats.Lost += e.Count
@@ -159,12 +171,12 @@ func (t *Table) accepted(e *event.Event) {
 	if c == nil {
 		return
 	}
-	c.own(e.Task, event.OwnerAccept)
+	t.own(c, e.Task, event.OwnerAccept)
 	if c.Acceptor < 0 {
 		c.Acceptor = e.FD
 	}
-	if !c.Accepted {
-		c.Accepted, c.AcceptedAt = true, e.Time
+	if c.AcceptedAt == 0 {
+		c.AcceptedAt = e.Time
 	}
 }
 
@@ -173,10 +185,10 @@ func (t *Table) overflow(e *event.Event) {
 	if c == nil {
 		return
 	}
-	c.learn(e)
-	if e.Count > c.Overflows {
-		t.stats.Overflows += e.Count - c.Overflows
-		c.Overflows = e.Count
+	t.learnAlone(c, e)
+	if n := c.Overflows(); e.Count > n {
+		t.stats.Overflows += e.Count - n
+		c.rare().Overflows = e.Count
 	}
 }
 
@@ -196,7 +208,7 @@ func (t *Table) find(e *event.Event) *Conn {
 
 func (t *Table) touch(c *Conn, time int64) {
 	c.LastEvent = max(c.LastEvent, time)
-	c.missed = 0
+	c.missed, c.leaving = 0, false
 	if c.next != nil {
 		c.prev.next, c.next.prev = c.next, c.prev
 	}
@@ -224,7 +236,7 @@ func (t *Table) state(e *event.Event) {
 	case c == nil:
 		c = t.open(e)
 		if !birth {
-			c.Spans = append(c.Spans, Span{State: e.Old, Known: AtLeast})
+			c.Spans.Add(Span{State: e.Old, Known: AtLeast})
 			c.State = e.Old
 		}
 	case c.End != 0:
@@ -233,9 +245,9 @@ func (t *Table) state(e *event.Event) {
 	}
 	c.halfOpen = false
 	t.touch(c, e.Time)
-	c.learn(e)
+	t.learn(c, e)
 	if e.Old == e.New {
-		c.closedBy(e)
+		t.closedBy(c, e)
 		c.closed = e.New
 		t.observer.Transition(c, e)
 		return
@@ -247,8 +259,8 @@ func (t *Table) state(e *event.Event) {
 func (t *Table) step(c *Conn, e *event.Event, birth bool) {
 	// Ring order is the order of events; the clocks of two CPUs may differ a little.
 	at := e.Time
-	if n := len(c.Spans); n > 0 {
-		at = max(at, c.Spans[n-1].Start)
+	if n := c.Spans.Len(); n > 0 {
+		at = max(at, c.Spans.At(n-1).Start)
 	}
 	switch {
 	case birth:
@@ -256,7 +268,7 @@ func (t *Table) step(c *Conn, e *event.Event, birth bool) {
 	case c.State != e.Old:
 		// What brought it from c.State to e.Old is lost.
 		t.gap(c)
-		c.Spans = append(c.Spans, Span{Start: at, State: e.Old, Known: Inferred})
+		c.Spans.Add(Span{Start: at, State: e.Old, Known: Inferred})
 	}
 	if e.Old == event.StateSynRecv && e.New == event.StateEstablished {
 		c.inferHandshake(at, e)
@@ -264,17 +276,18 @@ func (t *Table) step(c *Conn, e *event.Event, birth bool) {
 	c.State = e.New
 	c.weighReset(e.New, at)
 	c.judge(e)
+	t.closedBy(c, e)
 	if e.New == event.StateEstablished {
 		t.replaced(c, e)
 	}
 	if e.New != event.StateClose {
-		c.Spans = append(c.Spans, Span{Start: at, State: e.New})
+		c.Spans.Add(Span{Start: at, State: e.New})
 		t.observer.Transition(c, e)
 		return
 	}
 	c.End = at
-	c.held = !e.Flags.Has(event.FlagDead) && !t.opts.NoDestroy
-	c.settle = at + settle
+	// a subflow has no descriptor, and of an MPTCP connection nothing tells that it is gone
+	c.held = !e.Flags.Has(event.FlagDead) && !t.opts.NoDestroy && c.Multipath() == nil && !c.Subflow
 	c.queued = true
 	t.settling = append(t.settling, c)
 	c.conclude(t.opts.NoResets)
@@ -295,8 +308,8 @@ func (t *Table) reborn(c *Conn, e *event.Event) *Conn {
 	epoch := c.Epoch + 1
 	if c.End == 0 {
 		t.gap(c)
-		c.Outcome, c.Why = OutcomeUnknown, "its end was lost"
-		c.End = max(e.Time, c.Spans[len(c.Spans)-1].Start)
+		c.Outcome, c.Why = OutcomeUnknown, WhyEndLost
+		c.End = max(e.Time, c.Spans.Last().Start)
 	}
 	t.finish(c)
 	t.remove(c)
@@ -312,10 +325,11 @@ func (t *Table) open(e *event.Event) *Conn {
 	c := t.free
 	if c != nil {
 		t.free = c.next
-		*c = Conn{Spans: c.Spans[:0]}
+		*c = Conn{}
 	} else {
-		c = &Conn{Spans: make([]Span, 0, 3)}
+		c = new(Conn)
 	}
+	c.Shared = &unknown
 	c.Socket = e.Socket
 	c.FirstEvent = e.Time
 	c.OwnID = e.Flags.Has(event.FlagOwnID)
@@ -330,7 +344,7 @@ func (t *Table) evict() {
 	c := t.quiet.next
 	t.stats.Evicted++
 	if c.End == 0 {
-		c.Outcome, c.Why = OutcomeUnknown, "given up: the table of connections was full"
+		c.Outcome, c.Why = OutcomeUnknown, WhyTableFull
 	}
 	t.finish(c)
 	t.remove(c)
@@ -355,13 +369,13 @@ func (t *Table) snapshot(e *event.Event) *Conn {
 			return nil
 		}
 		c = t.open(e)
-		c.Spans = append(c.Spans, Span{State: e.New, Known: AtLeast})
+		c.Spans.Add(Span{State: e.New, Known: AtLeast})
 		c.State = e.New
 		if e.New == event.StateListen {
 			c.Role = RoleListener
 		}
 		t.touch(c, e.Time)
-		c.learn(e)
+		t.learn(c, e)
 		t.observer.Transition(c, e)
 		return c
 	}
@@ -372,11 +386,11 @@ func (t *Table) snapshot(e *event.Event) *Conn {
 	c.halfOpen = false // its birth was lost
 	if e.Kind == event.KindSnapshot && c.State != e.New {
 		t.gap(c)
-		t.stats.Repaired++
+		t.stats.Repaired.Moved++
 		c.State = e.New
-		c.Spans = append(c.Spans, Span{Start: e.Time, State: e.New, Known: Inferred})
+		c.Spans.Add(Span{Start: e.Time, State: e.New, Known: Inferred})
 	}
-	c.learn(e)
+	t.learn(c, e)
 	return c
 }
 
@@ -389,7 +403,7 @@ func (t *Table) resetSent(e *event.Event) {
 		c.Reset = e.Reset
 	}
 	if c.End == 0 {
-		c.resetPre, c.settle = true, e.Time+settle
+		c.resetPre, c.rare().resetUntil = true, e.Time+settle
 		return
 	}
 	c.resetOut = true
@@ -413,7 +427,7 @@ func (t *Table) destroy(e *event.Event) {
 
 // settleUntil finishes the connections for which no more evidence can come.
 func (t *Table) settleUntil(now int64) {
-	for t.settled < len(t.settling) && t.settling[t.settled].settle <= now {
+	for t.settled < len(t.settling) && t.settling[t.settled].End+settle <= now {
 		c := t.settling[t.settled]
 		t.settled++
 		c.queued = false

@@ -10,6 +10,7 @@ package metrics
 import (
 	"context"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +18,7 @@ import (
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 	"github.com/stated-tcp/stated/pkg/probe"
+	"github.com/stated-tcp/stated/pkg/render"
 	"github.com/stated-tcp/stated/pkg/sink"
 	"github.com/stated-tcp/stated/pkg/spool"
 )
@@ -28,8 +30,14 @@ type Sources struct {
 	TableLimit int
 	Kernel     func() (probe.Stats, error)
 	Spool      func() spool.Stats
-	SpoolLost  func() uint64 // records that never reached the spool
-	Sinks      func() map[string]sink.WorkerStats
+	// SpoolOldest is when the oldest record of the spool was made, Unix nanoseconds.
+	SpoolOldest func() (int64, bool)
+	SpoolLimit  int64
+	// Misses counts processes and containers of which nothing was known when a
+	// record was made.
+	Misses    func() (processes, containers uint64)
+	SpoolLost func() uint64 // records that never reached the spool
+	Sinks     func() map[string]sink.WorkerStats
 }
 
 // Metrics is a collector, and the lifecycle.Observer that feeds its histograms.
@@ -40,20 +48,27 @@ type Metrics struct {
 	lasted   *prometheus.HistogramVec
 	connect  *prometheus.HistogramVec
 	latency  *prometheus.HistogramVec
+	sync     prometheus.Histogram
+	snapshot prometheus.Histogram
 	closed   *prometheus.CounterVec
 	failures *prometheus.CounterVec
 	states   [event.NumStates]prometheus.Observer // of inState
 	roles    map[lifecycle.Role]prometheus.Observer
+	leaks    atomic.Pointer[leaks] // nil before the first look
 }
 
 // spans are from 10 µs, a state on loopback, to a day.
 var spans = []float64{1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10, 60, 600, 3600, 86400}
 
-func histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
-	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+func options(name, help string, buckets []float64) prometheus.HistogramOpts {
+	return prometheus.HistogramOpts{
 		Name: name, Help: help, Buckets: buckets,
 		NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100, NativeHistogramMinResetDuration: time.Hour,
-	}, labels)
+	}
+}
+
+func histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(options(name, help, buckets), labels)
 }
 
 // New makes the metrics.
@@ -63,6 +78,10 @@ func New(src Sources) *Metrics {
 		lasted:  histogram("stated_tcp_connection_duration_seconds", "Time from the first state to the end of connections that were seen from the start.", spans, "role"),
 		connect: histogram("stated_tcp_connect_duration_seconds", "Time in SYN_SENT of connections that were opened here.", spans, "result"),
 		latency: histogram("stated_event_latency_seconds", "Time from the kernel's event to the acknowledgement of its record by the sink.", []float64{0.01, 0.1, 1, 10, 60, 600, 3600, 86400}, "sink"),
+		sync: prometheus.NewHistogram(options("stated_spool_sync_seconds", "Time that the disk took to make what is in the spool durable.",
+			[]float64{1e-4, 1e-3, 1e-2, 0.1, 1, 10})),
+		snapshot: prometheus.NewHistogram(options("stated_reconcile_duration_seconds", "Time that a snapshot of all sockets took, which the table is compared with.",
+			[]float64{1e-3, 1e-2, 0.1, 1, 10, 60})),
 		closed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "stated_tcp_connections_closed_total",
 			Help: "Connections that ended."}, []string{"role", "reason", "initiator"}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "stated_tcp_connect_failures_total",
@@ -80,7 +99,7 @@ func (m *Metrics) Finished(c *lifecycle.Conn) {
 	if c.End == 0 {
 		return // given up, and still open
 	}
-	for i, s := range c.Spans {
+	for i, s := range c.Spans.All() {
 		if s.Known != lifecycle.Seen || s.Start == 0 {
 			continue
 		}
@@ -104,15 +123,15 @@ func (m *Metrics) Finished(c *lifecycle.Conn) {
 
 // connected counts a connect() and how it went.
 func (m *Metrics) connected(c *lifecycle.Conn) {
-	if c.Role != lifecycle.RoleClient || c.Spans[0].State != event.StateSynSent || !c.FromStart || c.Gap {
+	if c.Role != lifecycle.RoleClient || c.Spans.At(0).State != event.StateSynSent || !c.FromStart || c.Gap {
 		return
 	}
 	result := "established"
-	if len(c.Spans) == 1 {
+	if c.Spans.Len() == 1 {
 		result = c.Outcome.String()
 		m.failures.WithLabelValues(result).Inc()
 	}
-	m.connect.WithLabelValues(result).Observe(seconds(c.SpanEnd(0, c.End) - c.Spans[0].Start))
+	m.connect.WithLabelValues(result).Observe(seconds(c.SpanEnd(0, c.End) - c.Spans.At(0).Start))
 }
 
 func seconds(ns int64) float64 { return float64(ns) / 1e9 }
@@ -126,6 +145,15 @@ func (m *Metrics) Acked(name string, batch []sink.Record) {
 		o.Observe(seconds(max(0, now-batch[i].Time)))
 	}
 }
+
+// Synced is told of each sync of the spool. It may be called from any goroutine.
+func (m *Metrics) Synced(took time.Duration) { m.sync.Observe(took.Seconds()) }
+
+// Snapshotted is told of each snapshot. It may be called from any goroutine.
+func (m *Metrics) Snapshotted(took time.Duration) { m.snapshot.Observe(took.Seconds()) }
+
+// Leaks is told what leaks, at each look. It may be called from any goroutine.
+func (m *Metrics) Leaks(l *render.Leaks) { m.leaks.Store(findLeaks(l)) }
 
 // desc is a metric that is asked for at each scrape.
 type desc struct {
@@ -150,14 +178,30 @@ var (
 	tracked      = gauge("tracked_sockets", "Sockets in the table: open, ended with a descriptor that is still open, or lingering.")
 	trackedLimit = gauge("tracked_sockets_limit", "Sockets that the table has room for.")
 	evicted      = counter("tracked_sockets_evicted_total", "Connections given up because the table was full.")
+	unfollowed   = counter("tcp_lingering_unfollowed_total", "Ended connections whose TIME_WAIT or FIN_WAIT2 was not followed because the table of these was full.")
 	lingering    = gauge("tcp_lingering_sockets", "Connections that ended and whose TIME_WAIT or FIN_WAIT2 goes on without a process.")
 	overflows    = counter("tcp_accept_overflows_total", "SYNs dropped because an accept queue was full, where the kernel tells.")
-	repaired     = counter("tcp_connections_repaired_total", "Connections whose loss of events a snapshot made good.")
+	repaired     = counter("reconcile_corrections_total", "What a snapshot put right in the table: sockets found in another state (moved) or gone, TIME_WAIT and its like found gone (linger_gone).", "kind")
+	requests     = counter("tcp_half_open_total", "SYNs that were answered, where the kernel tells.")
+	untold       = counter("tcp_half_open_untold_total", "Of those, counted only: too many came at once.")
+	leakFindings = gauge("leak_findings", "Groups of leaked sockets that the last look found, by process and service.")
+	leakVerdicts = gauge("leak_verdict_sockets", "Leaked sockets, by why they are stuck.", "verdict")
+	leakSockets  = gauge("leak_sockets", "Leaked sockets.", "state", "executable")
+	leakGrowth   = gauge("leak_growth_per_second", "Leaked sockets that come each second, over the last hour.", "executable")
+	leakEnd      = gauge("leak_fd_exhaustion_seconds", "Time until the first process of the executable has no descriptors left, if it goes on leaking like this.", "executable")
 	gaps         = counter("tcp_connections_with_gap_total", "Connections of which an event was missing.")
 	events       = counter("events_total", "Events that the kernel side made.")
 	lost         = counter("events_lost_total", "Events lost by the ring buffer, and records lost before or in the spool.", "stage")
 	filtered     = counter("events_filtered_total", "Events that the kernel side was asked to withhold.")
+	pending      = gauge("ringbuf_pending_bytes", "Events that wait in the ring buffer to be read.")
+	ringSize     = gauge("ringbuf_size_bytes", "Size of the ring buffer.")
+	progMissed   = counter("bpf_program_missed_total", "Runs that the kernel skipped, as a BPF program ran on that CPU already.", "program")
+	progRuns     = counter("bpf_program_runs_total", "Runs of a BPF program; counted while the sysctl kernel.bpf_stats_enabled is 1.", "program")
+	progTime     = counter("bpf_program_run_seconds_total", "Time in a BPF program; measured while the sysctl kernel.bpf_stats_enabled is 1.", "program")
+	enrichMisses = counter("enrichment_misses_total", "Questions without an answer: who a process was that had exited, and what a container is called.", "kind")
 	spoolBytes   = gauge("spool_bytes", "Size of the spool on disk.")
+	spoolLimit   = gauge("spool_limit_bytes", "Size that the spool may have.")
+	spoolOldest  = gauge("spool_oldest_age_seconds", "Age of the oldest record in the spool, delivered or not: how far back it tells.")
 	spoolRecords = gauge("spool_records", "Records in the spool, delivered ones included.")
 	spoolErrors  = counter("spool_errors_total", "Operations of the spool that failed.", "op")
 	sinkUp       = gauge("sink_up", "1 while the last delivery succeeded.", "sink")
@@ -186,7 +230,7 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	if k, err := m.src.Kernel(); err == nil {
 		send(events, float64(k.Attempts))
 		send(lost, float64(k.Lost), "ringbuf")
-		send(filtered, float64(k.Filtered))
+		collectKernel(send, &k)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
 	defer cancel()
@@ -194,9 +238,16 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 		v.collect(send)
 	}
 	send(trackedLimit, float64(m.src.TableLimit))
+	processes, containers := m.src.Misses()
+	send(enrichMisses, float64(processes), "process")
+	send(enrichMisses, float64(containers), "container")
 	s := m.src.Spool()
 	send(spoolBytes, float64(s.Bytes))
+	send(spoolLimit, float64(m.src.SpoolLimit))
 	send(spoolRecords, float64(s.Records))
+	if at, ok := m.src.SpoolOldest(); ok {
+		send(spoolOldest, max(0, time.Since(time.Unix(0, at)).Seconds()))
+	}
 	send(lost, float64(m.src.SpoolLost()), "spool")
 	send(lost, float64(s.TornRecords), "spool_torn")
 	for _, op := range []string{"write", "sync", "create", "remove", "cursor"} {
@@ -205,9 +256,25 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	for name, w := range m.src.Sinks() {
 		collectSink(send, name, &w)
 	}
+	if l := m.leaks.Load(); l != nil {
+		l.collect(send)
+	}
 	// Last, so that each record that is counted as acknowledged is in them.
-	for _, c := range []prometheus.Collector{m.inState, m.lasted, m.connect, m.latency, m.closed, m.failures} {
+	for _, c := range []prometheus.Collector{m.inState, m.lasted, m.connect, m.latency, m.sync, m.snapshot, m.closed, m.failures} {
 		c.Collect(out)
+	}
+}
+
+func collectKernel(send func(desc, float64, ...string), k *probe.Stats) {
+	send(filtered, float64(k.Filtered))
+	send(pending, float64(k.Pending))
+	send(ringSize, float64(k.RingBytes))
+	for _, p := range k.Programs {
+		send(progMissed, float64(p.Skipped), p.Name)
+		if p.Runs > 0 {
+			send(progRuns, float64(p.Runs), p.Name)
+			send(progTime, p.Time.Seconds(), p.Name)
+		}
 	}
 }
 
@@ -229,8 +296,13 @@ func (v *view) collect(send func(desc, float64, ...string)) {
 	send(tracked, float64(v.stats.Open+v.stats.Held+v.stats.Lingering))
 	send(lingering, float64(v.stats.Lingering))
 	send(overflows, float64(v.stats.Overflows))
-	send(repaired, float64(v.stats.Repaired))
+	send(repaired, float64(v.stats.Repaired.Moved), "moved")
+	send(repaired, float64(v.stats.Repaired.Gone), "gone")
+	send(repaired, float64(v.stats.Repaired.Linger), "linger_gone")
+	send(requests, float64(v.stats.Requests))
+	send(untold, float64(v.stats.Untold))
 	send(evicted, float64(v.stats.Evicted))
+	send(unfollowed, float64(v.stats.Unfollowed))
 	send(gaps, float64(v.stats.Gaps))
 }
 

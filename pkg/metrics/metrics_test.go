@@ -16,10 +16,14 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/stated-tcp/stated/pkg/census"
 	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/leak"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 	"github.com/stated-tcp/stated/pkg/probe"
+	"github.com/stated-tcp/stated/pkg/render"
 	"github.com/stated-tcp/stated/pkg/sink"
 	"github.com/stated-tcp/stated/pkg/spool"
 )
@@ -106,15 +110,37 @@ func page(t *testing.T, views *Views, m *Metrics, path string) (int, string) {
 	}
 }
 
+// report has what two processes of a program leak, and a socket of nobody's.
+func report() *render.Leaks {
+	l := &render.Leaks{Growth: map[string]float64{"a": 0.5, "b": 1}}
+	l.Processes = func(t event.Task) render.Process { return render.Process{FDs: 10 * int(t.PID), FDLimit: 100} }
+	for i, key := range []string{"a", "b", "c"} {
+		s := &census.Socket{}
+		s.New = event.StateCloseWait
+		if key != "c" {
+			s.Holders = []census.Holder{{Task: event.Task{PID: uint32(i + 1), Comm: event.MakeComm("shop")}, FDs: []int32{3}}}
+		}
+		g := leak.Group{Key: key, Findings: []leak.Finding{{Socket: s, Verdict: leak.EOFUnread}, {Socket: s}}}
+		g.Verdicts[leak.EOFUnread], g.States[event.StateCloseWait], g.States[event.StateClose] = 2, 1, 1
+		l.Groups = append(l.Groups, g)
+	}
+	return l
+}
+
 func example() (*Views, *Metrics) {
 	observer := new(both)
 	table := lifecycle.New(observer, lifecycle.Options{})
 	views := NewViews(table)
 	m := New(Sources{
 		Version: "v1", Views: views, TableLimit: 1000,
-		Kernel:    func() (probe.Stats, error) { return probe.Stats{Attempts: 100, Lost: 3, Filtered: 5}, nil },
-		Spool:     func() spool.Stats { return spool.Stats{Bytes: 4096, Records: 17, TornRecords: 2} },
-		SpoolLost: func() uint64 { return 4 },
+		Kernel: func() (probe.Stats, error) {
+			return probe.Stats{Attempts: 100, Lost: 3, Filtered: 5, Pending: 416, RingBytes: 1 << 20, Programs: []probe.ProgramStats{
+				{Name: "st_set_state", Skipped: 1, Runs: 100, Time: 20 * time.Microsecond}, {Name: "st_accept"},
+			}}, nil
+		},
+		Spool:       func() spool.Stats { return spool.Stats{Bytes: 4096, Records: 17, TornRecords: 2} },
+		SpoolOldest: func() (int64, bool) { return 1 << 62, true }, SpoolLimit: 1 << 30,
+		SpoolLost: func() uint64 { return 4 }, Misses: func() (uint64, uint64) { return 8, 9 },
 		Sinks: func() map[string]sink.WorkerStats {
 			return map[string]sink.WorkerStats{"a": {Acked: 10, Retries: 2, Repeated: 20, Rejected: 1, Missing: 6, Backlog: 7, Failing: 1}, "b": {}}
 		},
@@ -122,6 +148,9 @@ func example() (*Views, *Metrics) {
 	observer.Metrics = m
 	story(table)
 	m.Acked("a", []sink.Record{{Time: 1 << 62}}) // from the future: the clock was set back
+	m.Synced(200 * time.Microsecond)
+	m.Snapshotted(50 * time.Millisecond)
+	m.Leaks(report())
 	return views, m
 }
 
@@ -180,6 +209,43 @@ func TestManyExecutables(t *testing.T) {
 	}
 }
 
+// An executable that is called as the label of the rest is part of it: a series
+// that is there twice would cost the whole page.
+func TestExecutableOther(t *testing.T) {
+	for sockets, want := range map[int]int{1: 1 + 11, 1000: 1000 + 11 + 12} { // it is one of the rest, and of the first
+		views, m := example()
+		l := &render.Leaks{Processes: func(event.Task) render.Process { return render.Process{} }}
+		for i := range 51 + 1 {
+			name, n := fmt.Sprint("p", i), 10+i
+			if i == 0 {
+				name, n = "other", sockets
+			}
+			s := &census.Socket{Holders: []census.Holder{{Task: event.Task{PID: uint32(i + 1), Comm: event.MakeComm(name)}, FDs: []int32{3}}}}
+			g := leak.Group{Key: name, Findings: []leak.Finding{{Socket: s, Verdict: leak.EOFUnread}}}
+			g.Verdicts[leak.EOFUnread], g.States[event.StateCloseWait] = n, n
+			l.Groups = append(l.Groups, g)
+		}
+		m.Leaks(l)
+		code, text := page(t, views, m, "/metrics")
+		if code != http.StatusOK {
+			t.Fatal(code, text)
+		}
+		if line := fmt.Sprintf("stated_leak_sockets{executable=\"other\",state=\"close_wait\"} %d\n", want); !strings.Contains(text, line) {
+			t.Errorf("no %s", line)
+		}
+	}
+
+	v := &view{groups: make(map[group]members)}
+	for i := range maxExecutables + 1 {
+		v.groups[group{event.StateCloseWait, fmt.Sprint("p", i)}] = members{sockets: 10 + i}
+	}
+	v.groups[group{event.StateCloseWait, "other"}] = members{sockets: 1000, oldest: 5}
+	v.trim()
+	if got := v.groups[group{event.StateCloseWait, "other"}]; got != (members{1000 + 10 + 11, 5}) {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestListenOnlyHere(t *testing.T) {
 	for _, address := range []string{"0.0.0.0:0", ":9465", "192.0.2.1:1", "localhost:1", "x"} {
 		if _, err := listen(address); err == nil || !strings.Contains(err.Error(), "loopback") {
@@ -195,5 +261,58 @@ func TestListenOnlyHere(t *testing.T) {
 	}
 	if text, err := os.ReadFile(path); err != nil || string(text) != "data" {
 		t.Errorf("the file is gone: %v", err)
+	}
+}
+
+// TestIdleClients: however many connect and ask nothing, only so many are kept,
+// and who asks is answered when these are sent away.
+func TestIdleClients(t *testing.T) {
+	_, m := example()
+	socket := filepath.Join(t.TempDir(), "m")
+	stop, err := Serve(socket, m, func() error { return nil }, func() error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	dial := func() net.Conn {
+		c, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	ask := func(c net.Conn) {
+		t.Helper()
+		c.SetDeadline(time.Now().Add(6 * patience))
+		if _, err := io.WriteString(c, "GET /healthz HTTP/1.0\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(text), "HTTP/1.0 200 ") {
+			t.Errorf("%v: %q", err, text)
+		}
+	}
+	for range maxClients {
+		dial()
+	}
+	started := time.Now()
+	ask(dial())
+	if waited := time.Since(started); waited < patience/2 {
+		t.Errorf("client %d is answered after %v, while the others are there", maxClients+1, waited)
+	}
+}
+
+func TestSparse(t *testing.T) {
+	var out strings.Builder
+	s := &sparse{to: &out, every: time.Hour}
+	for range 3 {
+		if n, err := io.WriteString(s, "line\n"); n != 5 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	s.last = s.last.Add(-2 * time.Hour)
+	io.WriteString(s, "later\n")
+	if out.String() != "line\nlater\n" {
+		t.Errorf("%q", out.String())
 	}
 }

@@ -54,7 +54,7 @@ func look(t *lifecycle.Table) *view {
 		if !slices.Contains(stuck, c.State) {
 			return
 		}
-		since := c.Spans[len(c.Spans)-1].Start
+		since := c.Spans.Last().Start
 		if since == 0 {
 			since = c.FirstEvent
 		}
@@ -80,8 +80,10 @@ func executable(c *lifecycle.Conn) string {
 	if c.Owner.IsZero() {
 		return "unknown"
 	}
-	return string(render.EscapeText(nil, c.Owner.Comm.Bytes()))
+	return nameOf(&c.Owner.Task)
 }
+
+func nameOf(t *event.Task) string { return string(render.EscapeText(nil, t.Comm.Bytes())) }
 
 // trim keeps the executables with the most sockets, and adds up the others.
 func (v *view) trim() {

@@ -58,6 +58,7 @@ type bpfEvent struct {
 	BytesResent   uint64
 	BytesAcked    uint64
 	BytesReceived uint64
+	Mptcp         uint64
 	Lost          uint32
 	Netns         uint32
 	Uid           uint32
@@ -101,6 +102,15 @@ type bpfInspection struct {
 	Facts         uint32
 }
 
+type bpfNetnsWay struct {
+	_      structs.HostLayout
+	Inode  uint32
+	Pid    uint32
+	Tid    uint32
+	Fd     int32
+	Socket uint32
+}
+
 type bpfOverflow struct {
 	_       structs.HostLayout
 	Dropped uint64
@@ -112,6 +122,34 @@ type bpfPortKey struct {
 	_    structs.HostLayout
 	Port uint16
 	Side uint16
+}
+
+type bpfProcess struct {
+	_          structs.HostLayout
+	TimeNs     uint64
+	StartNs    uint64
+	Cgroup     uint64
+	Pid        uint32
+	Ppid       uint32
+	InnerPid   uint32
+	Pidns      uint32
+	Uid        uint32
+	Image      uint32
+	ExeAt      uint16
+	GroupAt    uint16
+	ExeDeleted uint8
+	Pad        [3]uint8
+	Comm       [16]uint8
+	Exe        [256]uint8
+	Group      [256]uint8
+	Slack      [256]uint8
+}
+
+type bpfProcessKey struct {
+	_       structs.HostLayout
+	StartNs uint64
+	Pid     uint32
+	Pad     uint32
 }
 
 type bpfSockInfo struct {
@@ -139,6 +177,12 @@ type bpfStack struct {
 	Comm        [16]uint8
 }
 
+type bpfTold struct {
+	_      structs.HostLayout
+	Groups uint64
+	Image  uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -151,10 +195,13 @@ const (
 	bpfMapFilterPorts      = "filter_ports"
 	bpfMapInspectStates    = "inspect_states"
 	bpfMapLastDestroyed    = "last_destroyed"
+	bpfMapMptcpIds         = "mptcp_ids"
+	bpfMapNetnsKnown       = "netns_known"
 	bpfMapOverflows        = "overflows"
 	bpfMapSockInfos        = "sock_infos"
 	bpfMapSockInfosLru     = "sock_infos_lru"
 	bpfMapStacks           = "stacks"
+	bpfMapTold             = "told"
 	bpfMapTotals           = "totals"
 	bpfProgStAbort         = "st_abort"
 	bpfProgStAccept        = "st_accept"
@@ -164,6 +211,7 @@ const (
 	bpfProgStCookie        = "st_cookie"
 	bpfProgStCookieTsoff   = "st_cookie_tsoff"
 	bpfProgStDestroySock   = "st_destroy_sock"
+	bpfProgStExec          = "st_exec"
 	bpfProgStExit          = "st_exit"
 	bpfProgStFork          = "st_fork"
 	bpfProgStGraft         = "st_graft"
@@ -171,6 +219,8 @@ const (
 	bpfProgStInspectTcp    = "st_inspect_tcp"
 	bpfProgStIterFile      = "st_iter_file"
 	bpfProgStIterTcp       = "st_iter_tcp"
+	bpfProgStNetnsFile     = "st_netns_file"
+	bpfProgStNetnsTask     = "st_netns_task"
 	bpfProgStRead          = "st_read"
 	bpfProgStRecvReset     = "st_recv_reset"
 	bpfProgStReqDrop       = "st_req_drop"
@@ -203,6 +253,8 @@ const (
 	bpfVarCfgWakeupBytes   = "cfg_wakeup_bytes"
 	bpfVarUnusedEvent      = "unused_event"
 	bpfVarUnusedInspection = "unused_inspection"
+	bpfVarUnusedNetnsWay   = "unused_netns_way"
+	bpfVarUnusedProcess    = "unused_process"
 	bpfVarUnusedStack      = "unused_stack"
 )
 
@@ -256,6 +308,7 @@ type bpfProgramSpecs struct {
 	StCookie      *ebpf.ProgramSpec `ebpf:"st_cookie"`
 	StCookieTsoff *ebpf.ProgramSpec `ebpf:"st_cookie_tsoff"`
 	StDestroySock *ebpf.ProgramSpec `ebpf:"st_destroy_sock"`
+	StExec        *ebpf.ProgramSpec `ebpf:"st_exec"`
 	StExit        *ebpf.ProgramSpec `ebpf:"st_exit"`
 	StFork        *ebpf.ProgramSpec `ebpf:"st_fork"`
 	StGraft       *ebpf.ProgramSpec `ebpf:"st_graft"`
@@ -263,6 +316,8 @@ type bpfProgramSpecs struct {
 	StInspectTcp  *ebpf.ProgramSpec `ebpf:"st_inspect_tcp"`
 	StIterFile    *ebpf.ProgramSpec `ebpf:"st_iter_file"`
 	StIterTcp     *ebpf.ProgramSpec `ebpf:"st_iter_tcp"`
+	StNetnsFile   *ebpf.ProgramSpec `ebpf:"st_netns_file"`
+	StNetnsTask   *ebpf.ProgramSpec `ebpf:"st_netns_task"`
 	StRead        *ebpf.ProgramSpec `ebpf:"st_read"`
 	StRecvReset   *ebpf.ProgramSpec `ebpf:"st_recv_reset"`
 	StReqDrop     *ebpf.ProgramSpec `ebpf:"st_req_drop"`
@@ -292,10 +347,13 @@ type bpfMapSpecs struct {
 	FilterPorts   *ebpf.MapSpec `ebpf:"filter_ports"`
 	InspectStates *ebpf.MapSpec `ebpf:"inspect_states"`
 	LastDestroyed *ebpf.MapSpec `ebpf:"last_destroyed"`
+	MptcpIds      *ebpf.MapSpec `ebpf:"mptcp_ids"`
+	NetnsKnown    *ebpf.MapSpec `ebpf:"netns_known"`
 	Overflows     *ebpf.MapSpec `ebpf:"overflows"`
 	SockInfos     *ebpf.MapSpec `ebpf:"sock_infos"`
 	SockInfosLru  *ebpf.MapSpec `ebpf:"sock_infos_lru"`
 	Stacks        *ebpf.MapSpec `ebpf:"stacks"`
+	Told          *ebpf.MapSpec `ebpf:"told"`
 	Totals        *ebpf.MapSpec `ebpf:"totals"`
 }
 
@@ -320,6 +378,8 @@ type bpfVariableSpecs struct {
 	CfgWakeupBytes   *ebpf.VariableSpec `ebpf:"cfg_wakeup_bytes"`
 	UnusedEvent      *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedInspection *ebpf.VariableSpec `ebpf:"unused_inspection"`
+	UnusedNetnsWay   *ebpf.VariableSpec `ebpf:"unused_netns_way"`
+	UnusedProcess    *ebpf.VariableSpec `ebpf:"unused_process"`
 	UnusedStack      *ebpf.VariableSpec `ebpf:"unused_stack"`
 }
 
@@ -351,10 +411,13 @@ type bpfMaps struct {
 	FilterPorts   *ebpf.Map `ebpf:"filter_ports"`
 	InspectStates *ebpf.Map `ebpf:"inspect_states"`
 	LastDestroyed *ebpf.Map `ebpf:"last_destroyed"`
+	MptcpIds      *ebpf.Map `ebpf:"mptcp_ids"`
+	NetnsKnown    *ebpf.Map `ebpf:"netns_known"`
 	Overflows     *ebpf.Map `ebpf:"overflows"`
 	SockInfos     *ebpf.Map `ebpf:"sock_infos"`
 	SockInfosLru  *ebpf.Map `ebpf:"sock_infos_lru"`
 	Stacks        *ebpf.Map `ebpf:"stacks"`
+	Told          *ebpf.Map `ebpf:"told"`
 	Totals        *ebpf.Map `ebpf:"totals"`
 }
 
@@ -368,10 +431,13 @@ func (m *bpfMaps) Close() error {
 		m.FilterPorts,
 		m.InspectStates,
 		m.LastDestroyed,
+		m.MptcpIds,
+		m.NetnsKnown,
 		m.Overflows,
 		m.SockInfos,
 		m.SockInfosLru,
 		m.Stacks,
+		m.Told,
 		m.Totals,
 	)
 }
@@ -397,6 +463,8 @@ type bpfVariables struct {
 	CfgWakeupBytes   *ebpf.Variable `ebpf:"cfg_wakeup_bytes"`
 	UnusedEvent      *ebpf.Variable `ebpf:"unused_event"`
 	UnusedInspection *ebpf.Variable `ebpf:"unused_inspection"`
+	UnusedNetnsWay   *ebpf.Variable `ebpf:"unused_netns_way"`
+	UnusedProcess    *ebpf.Variable `ebpf:"unused_process"`
 	UnusedStack      *ebpf.Variable `ebpf:"unused_stack"`
 }
 
@@ -412,6 +480,7 @@ type bpfPrograms struct {
 	StCookie      *ebpf.Program `ebpf:"st_cookie"`
 	StCookieTsoff *ebpf.Program `ebpf:"st_cookie_tsoff"`
 	StDestroySock *ebpf.Program `ebpf:"st_destroy_sock"`
+	StExec        *ebpf.Program `ebpf:"st_exec"`
 	StExit        *ebpf.Program `ebpf:"st_exit"`
 	StFork        *ebpf.Program `ebpf:"st_fork"`
 	StGraft       *ebpf.Program `ebpf:"st_graft"`
@@ -419,6 +488,8 @@ type bpfPrograms struct {
 	StInspectTcp  *ebpf.Program `ebpf:"st_inspect_tcp"`
 	StIterFile    *ebpf.Program `ebpf:"st_iter_file"`
 	StIterTcp     *ebpf.Program `ebpf:"st_iter_tcp"`
+	StNetnsFile   *ebpf.Program `ebpf:"st_netns_file"`
+	StNetnsTask   *ebpf.Program `ebpf:"st_netns_task"`
 	StRead        *ebpf.Program `ebpf:"st_read"`
 	StRecvReset   *ebpf.Program `ebpf:"st_recv_reset"`
 	StReqDrop     *ebpf.Program `ebpf:"st_req_drop"`
@@ -446,6 +517,7 @@ func (p *bpfPrograms) Close() error {
 		p.StCookie,
 		p.StCookieTsoff,
 		p.StDestroySock,
+		p.StExec,
 		p.StExit,
 		p.StFork,
 		p.StGraft,
@@ -453,6 +525,8 @@ func (p *bpfPrograms) Close() error {
 		p.StInspectTcp,
 		p.StIterFile,
 		p.StIterTcp,
+		p.StNetnsFile,
+		p.StNetnsTask,
 		p.StRead,
 		p.StRecvReset,
 		p.StReqDrop,

@@ -14,18 +14,23 @@ import (
 	"github.com/stated-tcp/stated/pkg/event"
 )
 
-// TestWireContract: the record in the object's BTF is the one that decode
-// reads, without a hole, and its constants are those of package event.
+// TestWireContract: the records in the object's BTF are those that decode
+// reads, without a hole.
 func TestWireContract(t *testing.T) {
+	for name, goType := range map[string]reflect.Type{"event": reflect.TypeFor[bpfEvent](), "process": reflect.TypeFor[bpfProcess]()} {
+		t.Run(name, func(t *testing.T) { checkRecord(t, name, goType) })
+	}
+}
+
+func checkRecord(t *testing.T, name string, goType reflect.Type) {
 	spec, err := loadBpf()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var record *btf.Struct
-	if err := spec.Types.TypeByName("event", &record); err != nil {
+	if err := spec.Types.TypeByName(name, &record); err != nil {
 		t.Fatal(err)
 	}
-	goType := reflect.TypeFor[bpfEvent]()
 	if record.Size != uint32(goType.Size()) {
 		t.Fatalf("C has %d bytes, Go %d", record.Size, goType.Size())
 	}

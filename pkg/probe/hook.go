@@ -89,6 +89,12 @@ var hooks = append([]Hook{
 		wanted:  func(o *Options) bool { return o.Filter.Tree },
 	},
 	{
+		Name: "tp_btf sched_process_exec", Program: bpfProgStExec, Tier: TierCauses,
+		Buys:    "the program of a process that begins another one with its sockets",
+		Without: "the program is told at the next event, or not if the process exits before",
+		Needs:   "kernel 5.5 with CONFIG_DEBUG_INFO_BTF",
+	},
+	{
 		Name: "iter/tcp", Program: bpfProgStIterTcp, Tier: TierScan,
 		Buys:     "sockets that were there before stated began",
 		Without:  "a connection is known from its next transition on",
@@ -100,6 +106,20 @@ var hooks = append([]Hook{
 		Buys:     "who holds the sockets that were there before stated began",
 		Without:  "their owner is unknown until they are closed",
 		Needs:    "kernel 5.11 with CONFIG_DEBUG_INFO_BTF",
+		iterator: true,
+	},
+	{
+		Name: "iter/task", Program: bpfProgStNetnsTask, Tier: TierScan,
+		Buys:     "network namespaces that a single thread lives in, without reading /proc of all threads",
+		Without:  "the threads are read from /proc",
+		Needs:    "kernel 5.8 with CONFIG_DEBUG_INFO_BTF",
+		iterator: true,
+	},
+	{
+		Name: "iter/task_file for namespaces", Program: bpfProgStNetnsFile, Tier: TierScan,
+		Buys:     "network namespaces that only a descriptor or a socket keeps",
+		Without:  "the sockets of such namespaces that were there before are not listed",
+		Needs:    "kernel 5.8 with CONFIG_DEBUG_INFO_BTF",
 		iterator: true,
 	},
 }, trampolines()...)
@@ -120,6 +140,14 @@ var (
 		tracepoint: [2]string{"sock", "inet_sock_set_state"},
 	}
 )
+
+// hookSockDiag is no program: it serves where iterators do not.
+var hookSockDiag = Hook{
+	Name: "sock_diag", Tier: TierScan,
+	Buys:    "sockets that were there before stated began, and who holds them by /proc; not their errors, who waits on them, nor when one in CLOSE ended",
+	Without: "a connection is known from its next transition on",
+	Needs:   "CONFIG_INET_DIAG and CONFIG_INET_TCP_DIAG",
+}
 
 // HookStatus is what became of a hook on this kernel.
 type HookStatus struct {

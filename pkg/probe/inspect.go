@@ -21,25 +21,42 @@ import (
 )
 
 // Inspector looks at the sockets that are there, on request, and costs nothing
-// in between. It is safe for one goroutine at a time.
+// in between: by iterators, or where the kernel has none by sock_diag. It is safe
+// for one goroutine at a time.
 type Inspector struct {
+	limited *lookout             // instead of all that follows; nil: iterators
 	maps    map[string]*ebpf.Map // ours to close when own
 	own     bool
 	tcp     *link.Iter
 	file    *link.Iter
+	finder  *finder
 	progs   []*ebpf.Program
 	hz      int64 // 0 unknown
 	hzKnown bool
 }
 
 // OpenInspector makes an Inspector that stands alone. The error is an
-// *UnusableError where the kernel or the privileges stand in the way.
+// *UnusableError where the privileges stand in the way.
 func OpenInspector() (*Inspector, error) {
 	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
 	}
+	i, err := openIterators()
+	switch {
+	case err == nil:
+		return i, nil
+	case errors.Is(err, unix.EPERM) && os.Geteuid() != 0:
+		return nil, unusable(err) // root sees more
+	}
+	return limitedInspector(err, nil, new(guard)), nil
+}
+
+// OpenSockDiag makes one that works as on kernels without BTF.
+func OpenSockDiag() *Inspector { return limitedInspector(errors.New("not asked for"), nil, new(guard)) }
+
+func openIterators() (*Inspector, error) {
 	if _, err := btf.LoadKernelSpec(); err != nil {
-		return nil, unusable(fmt.Errorf("looking at sockets needs a kernel with BTF: %w", err))
+		return nil, fmt.Errorf("the kernel has no BTF: %w", err)
 	}
 	var err error
 	for _, helpers := range []uint32{1, 0} {
@@ -55,33 +72,57 @@ func OpenInspector() (*Inspector, error) {
 			return nil, err
 		}
 		var i *Inspector
-		if i, err = newInspector(spec, nil); err == nil {
+		if i, err = newInspector(spec, nil, nil); err == nil {
 			return i, nil
 		}
 	}
-	return nil, unusable(err)
+	return nil, err
 }
 
 // Inspector makes one that knows the sockets by the numbers that the probe's
-// events carry. It ends before the probe does. Without BTF there is none.
+// events carry. It ends before the probe does.
 func (p *Probe) Inspector() (*Inspector, error) {
 	if p.partial {
-		return nil, errors.New("looking at sockets needs the typed tracepoint (see 'stated check')")
+		return limitedInspector(p.hooks[0].Err, p.names, &p.guard), nil
 	}
-	return newInspector(p.spec, p.maps)
+	i, err := newInspector(p.spec, p.maps, p.finder)
+	if err != nil {
+		return limitedInspector(err, nil, &p.guard), nil // whose cookies are the events' where they have some
+	}
+	return i, nil
 }
 
-func newInspector(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (_ *Inspector, err error) {
-	i := &Inspector{maps: maps, own: maps == nil}
+// Limited returns why sock_diag serves instead of iterators, nil where it does
+// not: then the sightings lack what event.Sighting says.
+func (i *Inspector) Limited() error {
+	if i.limited == nil {
+		return nil
+	}
+	return i.limited.why
+}
+
+func newInspector(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, known *finder) (_ *Inspector, err error) {
+	i := &Inspector{maps: maps, own: maps == nil, finder: known}
 	defer func() {
 		if err != nil {
 			i.Close()
 		}
 	}()
-	for _, program := range []struct {
+	programs := []struct {
 		name string
 		iter **link.Iter
-	}{{bpfProgStInspectTcp, &i.tcp}, {bpfProgStInspectFile, &i.file}} {
+	}{{bpfProgStInspectTcp, &i.tcp}, {bpfProgStInspectFile, &i.file}}
+	if i.finder == nil {
+		i.finder = new(finder)
+		programs = append(programs, struct {
+			name string
+			iter **link.Iter
+		}{bpfProgStNetnsTask, &i.finder.tasks}, struct {
+			name string
+			iter **link.Iter
+		}{bpfProgStNetnsFile, &i.finder.files})
+	}
+	for _, program := range programs {
 		spec := spec.Copy()
 		prune(spec, program.name)
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: i.maps})
@@ -97,6 +138,9 @@ func newInspector(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (_ *Insp
 			return nil, fmt.Errorf("attach %s: %w", program.name, err)
 		}
 	}
+	if i.own {
+		i.finder.known = i.maps[bpfMapNetnsKnown]
+	}
 	return i, nil
 }
 
@@ -106,22 +150,26 @@ func newInspector(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (_ *Insp
 // argument. Of the namespaces that could not be entered the error tells; the
 // others are shown all the same.
 func (i *Inspector) Sockets(states event.StateSet, each func(*event.Sighting)) error {
+	if i.limited != nil {
+		return i.limited.sockets(states, each)
+	}
 	if err := i.want(states); err != nil {
 		return err
 	}
 	var errs []error
-	for _, ns := range namespaces() {
-		err := inNamespace(ns, func() error { return i.run(i.tcp, each) })
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("look at the sockets of %s: %w", ns, err))
-		}
-	}
+	i.finder.each(func() error { return i.run(i.tcp, each) }, func(name string, err error) {
+		errs = append(errs, fmt.Errorf("look at the sockets of %s: %w", name, err))
+	})
 	return errors.Join(errs...)
 }
 
 // Holders calls each for every descriptor of every process on a TCP or MPTCP
-// socket in one of the states.
+// socket in one of the states. Where sock_diag serves, they are those of the
+// sockets that Sockets has just shown, and only TCP.
 func (i *Inspector) Holders(states event.StateSet, each func(*event.Sighting)) error {
+	if i.limited != nil {
+		return i.limited.holders(states, each)
+	}
 	if err := i.want(states); err != nil {
 		return err
 	}
@@ -139,23 +187,30 @@ func (i *Inspector) want(states event.StateSet) error {
 }
 
 func (i *Inspector) run(it *link.Iter, each func(*event.Sighting)) error {
+	var s event.Sighting
+	return records(it, func(w *bpfInspection) {
+		i.decode(w, &s)
+		each(&s)
+	})
+}
+
+// records runs an iterator that writes records of type T.
+func records[T any](it *link.Iter, each func(*T)) error {
 	f, err := it.Open()
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	in := bufio.NewReaderSize(again{f}, 256<<10)
-	var w bpfInspection
+	var w T
 	raw := unsafe.Slice((*byte)(unsafe.Pointer(&w)), unsafe.Sizeof(w))
-	var s event.Sighting
 	for {
 		if _, err := io.ReadFull(in, raw); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
 		}
-		i.decode(&w, &s)
-		each(&s)
+		each(&w)
 	}
 }
 
@@ -226,7 +281,11 @@ func jiffiesPerSecond(jiffies uint64, mono int64) int64 {
 // Close lets go of the programs.
 func (i *Inspector) Close() error {
 	var errs []error
-	for _, it := range []*link.Iter{i.tcp, i.file} {
+	iters := []*link.Iter{i.tcp, i.file}
+	if i.own && i.finder != nil {
+		iters = append(iters, i.finder.tasks, i.finder.files)
+	}
+	for _, it := range iters {
 		if it != nil {
 			errs = append(errs, it.Close())
 		}

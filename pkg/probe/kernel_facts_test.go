@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -59,7 +58,7 @@ func TestFacts(t *testing.T) {
 		}
 		switch c.Role {
 		case lifecycle.RoleClient:
-			if c.Local != local || c.Peer != peer {
+			if c.Local.AddrPort() != local || c.Peer.AddrPort() != peer {
 				t.Errorf("client: %s to %s, want %s to %s", c.Local, c.Peer, local, peer)
 			}
 			if !c.OwnID && uint64(c.Socket) != cookie {
@@ -72,7 +71,7 @@ func TestFacts(t *testing.T) {
 				t.Errorf("client: owner by %s", c.Owner.Source)
 			}
 		case lifecycle.RoleServer:
-			if c.Local != peer || c.Peer != local {
+			if c.Local.AddrPort() != peer || c.Peer.AddrPort() != local {
 				t.Errorf("server: %s to %s, want %s to %s", c.Local, c.Peer, peer, local)
 			}
 			if !c.OwnID && uint64(c.Socket) != acceptedCookie {
@@ -88,49 +87,64 @@ func TestFacts(t *testing.T) {
 	}
 }
 
-// TestSnapshot: what was there before, with its holder, once and in its state.
+// TestSnapshot: what was there before, with its holder, once and in its state; and
+// what becomes of it later is told of the same connection.
 func TestSnapshot(t *testing.T) {
-	requireKernel(t)
-	inSpace(t, func(s *space) {
-		c, a := s.pair(0)
-		check(unix.Shutdown(a, unix.SHUT_WR))
-		for must(unix.GetsockoptTCPInfo(c, unix.IPPROTO_TCP, unix.TCP_INFO)).State != uint8(event.StateCloseWait) {
-			time.Sleep(time.Millisecond)
-		}
-		p := openTier(s.t, Options{})
-		if !hookWorks(p, bpfProgStIterTcp) || !hookWorks(p, bpfProgStIterFile) {
-			panic(skip("no iterators"))
-		}
-		done := make(chan error, 1)
-		go func() { done <- p.Snapshot() }()
-		o := &collector{open: make(map[*lifecycle.Conn][]string)}
-		table := lifecycle.New(o, lifecycle.Options{})
-		for e := (event.Event{}); e.Kind != event.KindSnapshotEnd; {
-			if err := p.Read(&e); err == nil && e.Netns == s.inode {
-				table.Apply(&e)
-			} else if err != nil && !errors.Is(err, event.ErrIdle) {
-				panic(err)
-			}
-		}
-		check(<-done)
-		found := 0
-		table.All(func(conn *lifecycle.Conn) {
-			if uint64(conn.Socket) != getCookie(c) {
-				return
-			}
-			found++
-			if conn.State != event.StateCloseWait || conn.Owner.PID != uint32(os.Getpid()) || conn.Owner.Source != event.OwnerHolder {
-				s.t.Errorf("found in %s, owner %d by %s", conn.State, conn.Owner.PID, conn.Owner.Source)
-			}
-			if conn.Spans[0].Known != lifecycle.AtLeast {
-				s.t.Errorf("known %s", conn.Spans[0].Known)
-			}
+	for _, tier := range tiers {
+		t.Run(tier.name, func(t *testing.T) {
+			requireKernel(t)
+			inSpace(t, func(s *space) {
+				s.t = t
+				testSnapshot(s, tier.opts)
+			})
 		})
-		if found != 1 {
-			s.t.Errorf("found %d times", found)
+	}
+}
+
+func testSnapshot(s *space, opts Options) {
+	c, a := s.pair(0)
+	check(unix.Shutdown(a, unix.SHUT_WR))
+	wait(c, event.StateCloseWait)
+	local, peer := lifecycle.EndpointOf(addrOf(must(unix.Getsockname(c)))), lifecycle.EndpointOf(addrOf(must(unix.Getpeername(c))))
+	p := openTier(s.t, opts)
+	if p.names == nil && (!hookWorks(p, bpfProgStIterTcp) || !hookWorks(p, bpfProgStIterFile)) {
+		panic(skip("no iterators"))
+	}
+	end := &ender{}
+	table := lifecycle.New(end, lifecycle.Options{NoDestroy: p.Partial(), NoResets: p.Partial()})
+	for range 2 { // nothing comes twice
+		looked(s.t, p, table, s.inode)
+	}
+	found := 0
+	table.All(func(conn *lifecycle.Conn) {
+		if conn.Local != local || conn.Peer != peer {
+			return
 		}
-		s.close(c, a)
+		found++
+		if conn.State != event.StateCloseWait || conn.Owner.PID != uint32(os.Getpid()) || conn.Owner.Source != event.OwnerHolder {
+			s.t.Errorf("found in %s, owner %d by %s", conn.State, conn.Owner.PID, conn.Owner.Source)
+		}
+		if conn.Spans.At(0).Known != lifecycle.AtLeast {
+			s.t.Errorf("known %s", conn.Spans.At(0).Known)
+		}
+		if !conn.OwnID && uint64(conn.Socket) != getCookie(c) || conn.OwnID && p.names != nil {
+			s.t.Errorf("socket %x, own number %v; cookie %x", uint64(conn.Socket), conn.OwnID, getCookie(c))
+		}
 	})
+	if found != 1 {
+		s.t.Errorf("found %d times", found)
+	}
+	s.close(c)
+	readEOF(a)
+	s.close(a)
+	follow(s.t, p, table, 0, func() bool {
+		return slices.ContainsFunc(end.finished, func(c lifecycle.Conn) bool { return c.Local == local && c.Peer == peer })
+	})
+	for _, conn := range end.finished {
+		if conn.Local == local && conn.Peer == peer && (conn.Gap || conn.Outcome != lifecycle.OutcomeClosed || conn.Netns != s.inode) {
+			s.t.Errorf("ended %s, gap %v, namespace %d: %v", conn.Outcome, conn.Gap, conn.Netns, conn.Spans)
+		}
+	}
 }
 
 // TestFilter: a filter takes whole connections or none.
@@ -182,6 +196,23 @@ func TestFilter(t *testing.T) {
 // TestTwoNamespacesAtOnce: the same addresses and ports in two namespaces are
 // not confused.
 func TestTwoNamespacesAtOnce(t *testing.T) {
+	for try := 0; ; try++ {
+		wrong, skips := twoNamespaces(t)
+		if len(wrong) == 0 {
+			return
+		}
+		// From 7.0 on a thread that is preempted in a program of ours makes the
+		// kernel skip it for the other: once more then.
+		if skips == 0 || try == 3 {
+			t.Fatal(strings.Join(wrong, "\n"))
+		}
+		t.Logf("%d runs skipped: %s", skips, wrong[0])
+	}
+}
+
+// twoNamespaces returns what is wrong, and how many runs of programs the kernel
+// skipped.
+func twoNamespaces(t *testing.T) (wrong []string, skips uint64) {
 	p := openTier(t, Options{})
 	var spaces [2]uint32
 	var wait sync.WaitGroup
@@ -203,17 +234,18 @@ func TestTwoNamespacesAtOnce(t *testing.T) {
 	count := make(map[string]int)
 	for i, c := range seen.conns {
 		if c.Gap {
-			t.Errorf("gap in %s to %s", c.Local, c.Peer)
+			wrong = append(wrong, fmt.Sprintf("gap in %s to %s", c.Local, c.Peer))
 		}
 		count[fmt.Sprintf("%v %s", c.Netns == spaces[0], seen.paths[i])]++
 	}
 	for _, first := range []bool{true, false} {
 		for _, path := range []string{listener, client + "ESTABLISHED>CLOSE", server + "ESTABLISHED>CLOSE"} {
 			if n := count[fmt.Sprintf("%v %s", first, path)]; n != 20 {
-				t.Errorf("%d of %s in namespace %v, want 20: %v", n, path, first, count)
+				wrong = append(wrong, fmt.Sprintf("%d of %s in namespace %v, want 20: %v", n, path, first, count))
 			}
 		}
 	}
+	return wrong, skipped(t, p)
 }
 
 // TestInheritedSocket: a descriptor that a child has keeps the connection open
@@ -248,8 +280,8 @@ func TestInheritedSocket(t *testing.T) {
 		if c.Role != lifecycle.RoleClient {
 			continue
 		}
-		if c.Owner.PID != uint32(os.Getpid()) || c.Closer.PID != uint32(child) {
-			t.Errorf("owner %d, closer %d; want %d, %d", c.Owner.PID, c.Closer.PID, os.Getpid(), child)
+		if c.Owner.PID != uint32(os.Getpid()) || c.Closer == nil || c.Closer.PID != uint32(child) {
+			t.Errorf("owner %d, closer %+v; want %d, %d", c.Owner.PID, c.Closer, os.Getpid(), child)
 		}
 	}
 }
@@ -283,5 +315,33 @@ func TestMPTCP(t *testing.T) {
 		if want == "" || !strings.HasPrefix(path, want) || !strings.HasSuffix(path, ">CLOSE") {
 			t.Errorf("%s, protocol %d: %s", c.Role, c.Protocol, path)
 		}
+		if !p.Partial() {
+			checkJoined(t, &c)
+		}
+	}
+}
+
+// checkJoined: each subflow names the connection it is of, which knows that it
+// has one, and both have the same owner, but for the listeners, of which the
+// kernel makes two independent sockets.
+func checkJoined(t *testing.T, c *lifecycle.Conn) {
+	t.Helper()
+	m := c.Multipath()
+	switch {
+	case c.Role == lifecycle.RoleListener:
+		return
+	case m == nil:
+		t.Errorf("%s, protocol %d: of no MPTCP connection", c.Role, c.Protocol)
+		return
+	case m.Subflows != 1 || c.Protocol == event.ProtoMPTCP && (m.Socket != c.Socket || m.FirstEvent != c.FirstEvent):
+		t.Errorf("%s, socket %d: of %+v", c.Role, c.Socket, *m)
+	case c.Subflow && (m.Local != c.Local || m.Peer != c.Peer):
+		t.Errorf("subflow %s %s is of %s %s", c.Local, c.Peer, m.Local, m.Peer)
+	}
+	if c.Owner.PID != uint32(os.Getpid()) {
+		t.Errorf("%s, protocol %d: owner %d by %s", c.Role, c.Protocol, c.Owner.PID, c.Owner.Source)
+	}
+	if c.HeldClosed() {
+		t.Errorf("%s, protocol %d: never closed", c.Role, c.Protocol)
 	}
 }

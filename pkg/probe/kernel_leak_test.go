@@ -154,12 +154,12 @@ func wait(fd int, want event.State) {
 func openInspector(t *testing.T) *Inspector {
 	t.Helper()
 	requireKernel(t)
-	in, err := OpenInspector()
-	if err != nil {
+	in := must(OpenInspector())
+	if why := in.Limited(); why != nil {
 		if _, noBTF := os.Stat("/sys/kernel/btf/vmlinux"); noBTF != nil {
 			t.Skip("no BTF")
 		}
-		t.Fatal(err)
+		t.Fatal(why)
 	}
 	t.Cleanup(func() {
 		if err := in.Close(); err != nil {

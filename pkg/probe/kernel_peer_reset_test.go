@@ -215,13 +215,13 @@ var scriptedResets = []scripted{
 	{
 		name: "window never opened",
 		run: func(s *script) {
-			s.retries()
 			fd, c := s.connected()
 			must(unix.Write(fd, []byte("data")))
 			c.Expect(peer.PSH | peer.ACK)
 			c.Window = 0
 			c.Send(peer.ACK)
 			must(unix.Write(fd, []byte("more")))
+			s.retries() // not before: the ACK of this script may come late
 			wait(fd, event.StateClose)
 		},
 		want: []string{client + toClose},

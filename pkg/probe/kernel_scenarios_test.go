@@ -5,6 +5,7 @@ package probe
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -178,6 +179,31 @@ var scenarios = []struct {
 		typed: true,
 	},
 	{
+		name: "listener destroyed",
+		run: func(s *space) {
+			l, _ := s.listen(local4(), 8, 0)
+			if err := destroy(l); err == unix.EOPNOTSUPP {
+				panic(skip("the kernel lacks CONFIG_INET_DIAG_DESTROY"))
+			} else if err != nil {
+				panic(err)
+			}
+		},
+		want:  []string{"CLOSE>LISTEN LISTEN>CLOSE"},
+		ends:  []string{"listener listen_ended local"},
+		typed: true,
+	},
+	{
+		name: "listener shut down, listening again",
+		run: func(s *space) {
+			l, _ := s.listen(local4(), 8, 0)
+			check(unix.Shutdown(l, unix.SHUT_RD))
+			check(unix.Listen(l, 8))
+			s.close(l)
+		},
+		want: []string{listener, listener},
+		ends: []string{"listener listen_ended local", "listener listen_ended local"},
+	},
+	{
 		name: "listener closed with a child in its queue",
 		run: func(s *space) {
 			l, at := s.listen(local4(), 8, 0)
@@ -246,6 +272,70 @@ var scenarios = []struct {
 		},
 		want:  []string{listener, client + "ESTABLISHED>CLOSE", server + "ESTABLISHED>CLOSE", "CLOSE>SYN_SENT SYN_SENT>CLOSE"},
 		ends:  []string{"listener listen_ended local", "client reset_by_peer peer", "server reset_listener_closed local", "client connect_cancelled local"},
+		typed: true,
+	},
+	{
+		name: "addresses in use",
+		run: func(s *space) {
+			l, at := s.listen(local4(), 8, 0)
+			c, d := s.socket(unix.AF_INET, 0), s.socket(unix.AF_INET, 0)
+			for _, fd := range []int{c, d} {
+				check(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+			}
+			check(unix.Bind(c, local4()))
+			check(unix.Bind(d, must(unix.Getsockname(c))))
+			s.twice(l, at, c, d)
+		},
+		want:  []string{listener, client + active, server + passive, "CLOSE>SYN_SENT SYN_SENT>CLOSE"},
+		ends:  []string{"listener listen_ended local", "client closed local TIME_WAIT", "server closed peer", "client no_local_port local"},
+		typed: true,
+	},
+	{
+		name: "no port left",
+		run: func(s *space) {
+			l, at := s.listen(local4(), 8, 0)
+			low, _ := ourPorts()
+			check(os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", fmt.Appendf(nil, "%d %d", low+1, low+1), 0))
+			s.twice(l, at, s.socket(unix.AF_INET, 0), s.socket(unix.AF_INET, 0))
+		},
+		want:  []string{listener, client + active, server + passive, "CLOSE>SYN_SENT SYN_SENT>CLOSE"},
+		ends:  []string{"listener listen_ended local", "client closed local TIME_WAIT", "server closed peer", "client no_local_port local"},
+		typed: true,
+	},
+	{
+		name: "Fast Open put off, given up before the first write",
+		run: func(s *space) {
+			c, l := s.putOff()
+			s.close(c, l)
+		},
+		want:  []string{listener, "CLOSE>SYN_SENT SYN_SENT>CLOSE"},
+		ends:  []string{"listener listen_ended local", "client connect_cancelled local"},
+		typed: true,
+	},
+	{
+		name: "Fast Open put off until the first write",
+		run: func(s *space) {
+			c, l := s.putOff()
+			must(unix.Write(c, []byte("hello")))
+			a := s.accept(l)
+			s.close(l, c)
+			readEOF(a)
+			s.close(a)
+		},
+		want: []string{listener, client + active, server + passive},
+		ends: []string{"listener listen_ended local", "client closed local TIME_WAIT", "server closed peer"},
+	},
+	{
+		name: "TCP_REPAIR connects and closes without a word",
+		run: func(s *space) {
+			c := s.socket(unix.AF_INET, 0)
+			check(unix.SetsockoptInt(c, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1))
+			low, _ := ourPorts()
+			check(unix.Connect(c, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(low)}))
+			s.close(c)
+		},
+		want:  []string{client + "ESTABLISHED>CLOSE"},
+		ends:  []string{"client unknown unknown"},
 		typed: true,
 	},
 }

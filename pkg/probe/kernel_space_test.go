@@ -19,6 +19,7 @@ import (
 type space struct {
 	t     *testing.T
 	inode uint32
+	tid   int // of the thread
 	fds   []int
 }
 
@@ -45,10 +46,10 @@ func runSpace(t *testing.T, f func(*space)) (inode uint32, failed any) {
 		check(unix.Unshare(unix.CLONE_NEWNET))
 		var st unix.Stat_t
 		check(unix.Stat("/proc/thread-self/ns/net", &st))
-		s.inode = uint32(st.Ino)
+		s.inode, s.tid = uint32(st.Ino), unix.Gettid()
 		loopbackUp()
 		low, high := ourPorts()
-		check(os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", fmt.Appendf(nil, "%d %d", low, high-1), 0))
+		check(os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", fmt.Appendf(nil, "%d %d", low+1, high-1), 0))
 		defer func() {
 			for _, fd := range s.fds {
 				unix.Close(fd)
@@ -62,6 +63,8 @@ func runSpace(t *testing.T, f func(*space)) (inode uint32, failed any) {
 
 // ourPorts are the ports of this process's namespaces, below those that a host
 // uses: where a tier does not tell namespaces, events are told apart by them.
+// The kernel never chooses low: a socket that got it and connects to it would
+// connect to itself, where a scenario wants to be refused.
 func ourPorts() (low, high uint16) {
 	low = 10_000 + uint16(os.Getpid()%40)*500
 	return low, low + 500
@@ -70,11 +73,14 @@ func ourPorts() (low, high uint16) {
 // skip is a panic that says that the kernel lacks what a scenario needs.
 type skip string
 
-// destroy does to a connected IPv4 socket what `ss -K` does: SOCK_DESTROY
-// (include/uapi/linux/sock_diag.h, inet_diag.h).
+// destroy does to an IPv4 socket, connected or a listener, what `ss -K` does:
+// SOCK_DESTROY (include/uapi/linux/sock_diag.h, inet_diag.h).
 func destroy(fd int) error {
 	local := must(unix.Getsockname(fd)).(*unix.SockaddrInet4)
-	peer := must(unix.Getpeername(fd)).(*unix.SockaddrInet4)
+	peer := &unix.SockaddrInet4{}
+	if to, err := unix.Getpeername(fd); err == nil {
+		peer = to.(*unix.SockaddrInet4)
+	}
 	const sockDestroy = 21
 	native, be := binary.NativeEndian, binary.BigEndian
 	msg := native.AppendUint32(nil, 16+56)
@@ -176,6 +182,30 @@ func (s *space) pair(protocol int) (client, server int) {
 	server = s.accept(l)
 	s.close(l)
 	return client, server
+}
+
+// twice connects c, and d in vain, as there is no local port for it.
+func (s *space) twice(listener int, at unix.Sockaddr, c, d int) {
+	check(unix.Connect(c, at))
+	if err := unix.Connect(d, at); err != unix.EADDRNOTAVAIL {
+		panic(fmt.Sprint("connect: ", err))
+	}
+	a := s.accept(listener)
+	s.close(listener, d, c)
+	readEOF(a)
+	s.close(a)
+}
+
+// putOff is a client that is connected as far as its process knows, and sends
+// its SYN with the first data (tcp_fastopen_defer_connect).
+func (s *space) putOff() (client, listener int) {
+	const clientWithoutCookie = "5" // of net.ipv4.tcp_fastopen: TFO_CLIENT_ENABLE, TFO_CLIENT_NO_COOKIE
+	check(os.WriteFile("/proc/sys/net/ipv4/tcp_fastopen", []byte(clientWithoutCookie), 0))
+	listener, at := s.listen(local4(), 8, 0)
+	client = s.socket(unix.AF_INET, 0)
+	check(unix.SetsockoptInt(client, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1))
+	check(unix.Connect(client, at))
+	return client, listener
 }
 
 // full is the address of a listener whose queue is full: the next SYN is dropped.

@@ -62,6 +62,19 @@ type Stats struct {
 	Untold        uint64 // of those, without an event of their own: too many came at once
 	Skipped       uint64 // runs of our programs that the kernel skipped as they ran on that CPU already, since 5.12
 	StacksLost    uint64 // stacks for which there was no room
+	Pending       int    // bytes that wait in the ring buffer to be read
+	RingBytes     int    // its size
+	Programs      []ProgramStats
+}
+
+// ProgramStats counts the runs of one of our programs.
+type ProgramStats struct {
+	Name    string
+	Skipped uint64 // as Stats.Skipped
+	// Runs and Time are counted while kernel.bpf_stats_enabled is set, or somebody
+	// holds BPF_ENABLE_STATS.
+	Runs uint64
+	Time time.Duration
 }
 
 // Probe is the kernel side at work. Read belongs to one goroutine; Snapshot,
@@ -70,9 +83,10 @@ type Probe struct {
 	opts    Options
 	spec    *ebpf.CollectionSpec
 	maps    map[string]*ebpf.Map
-	progs   []*ebpf.Program
+	progs   []program
 	links   []link.Link
 	iters   map[string]*link.Iter
+	finder  *finder
 	hooks   []HookStatus
 	partial bool
 	kernel  *btf.Spec  // during Open; nil without BTF
@@ -81,17 +95,31 @@ type Probe struct {
 
 	reader *ringbuf.Reader
 	record ringbuf.Record
-	lost   []uint32 // per CPU, as far as the stream has told
-	queued []event.Event
+	lost   []uint32      // per CPU, as far as the stream has told
+	queued []event.Event // from head on
+	head   int
 	idle   int
 	// snapshotDone as it was when nothing was left to read
 	snapshotSeen int64
 
 	untold uint64 // requests, as far as the stream has told
 
+	// Without iterators: what a snapshot found, and Read has not told yet.
+	names  *names // nil: there are iterators
+	found  chan found
+	taken  []found
+	closed chan struct{}
+	guard  guard // of looks by sock_diag
+
 	snapshotDone atomic.Int64 // when a snapshot ended of which the stream has not told; 0: none
 	closeOnce    sync.Once
 	closeErr     error
+}
+
+// program is one that is loaded.
+type program struct {
+	*ebpf.Program
+	name string
 }
 
 // Open loads and attaches. The error is an *UnusableError where the kernel or
@@ -107,7 +135,7 @@ func Open(o Options) (_ *Probe, err error) {
 	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
 	}
-	p := &Probe{opts: o, iters: make(map[string]*link.Iter)}
+	p := &Probe{opts: o, iters: make(map[string]*link.Iter), closed: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			p.Close()
@@ -129,12 +157,14 @@ func Open(o Options) (_ *Probe, err error) {
 	}
 	p.lost = make([]uint32, cpus)
 	p.attachRest()
+	p.finder = &finder{known: p.maps[bpfMapNetnsKnown], tasks: p.iters[bpfProgStNetnsTask], files: p.iters[bpfProgStNetnsFile]}
 	p.kernel, p.types = nil, nil // megabytes
 	core := hookTyped
 	if p.partial {
 		core = hookClassic
+		p.useSockDiag()
 	}
-	l, err := core.attach(p.progs[0])
+	l, err := core.attach(p.progs[0].Program)
 	if err != nil {
 		return nil, unusable(err)
 	}
@@ -171,21 +201,6 @@ func (p *Probe) loadCore() error {
 	p.hooks = append(p.hooks, HookStatus{Hook: hookClassic})
 	p.partial = true
 	return nil
-}
-
-func (p *Probe) loadClassic() error {
-	offset, err := classicOffset()
-	if err != nil {
-		return err
-	}
-	spec, err := p.newSpec()
-	if err != nil {
-		return err
-	}
-	if err := spec.Variables[bpfVarCfgTpSkaddr].Set(offset); err != nil {
-		return fmt.Errorf("set %s: %w", bpfVarCfgTpSkaddr, err)
-	}
-	return p.load(&hookClassic, spec)
 }
 
 func (p *Probe) loadWith(h *Hook, kernel *btf.Spec, helpers bool) error {
@@ -233,7 +248,7 @@ func (p *Probe) load(h *Hook, spec *ebpf.CollectionSpec) error {
 		return fmt.Errorf("load %s: %w", h.Program, err)
 	}
 	p.maps = coll.Maps
-	p.progs = append(p.progs, coll.Programs[h.Program])
+	p.progs = append(p.progs, program{coll.Programs[h.Program], h.Program})
 	return nil
 }
 
@@ -298,7 +313,7 @@ func (p *Probe) loadMore(h *Hook) error {
 	}
 	prog := coll.DetachProgram(h.Program)
 	coll.Close()
-	p.progs = append(p.progs, prog)
+	p.progs = append(p.progs, program{prog, h.Program})
 	l, err := h.attach(prog)
 	if err != nil {
 		return err
@@ -343,10 +358,12 @@ func (p *Probe) Stats() (s Stats, err error) {
 		s.Untold += c.Untold
 		s.StacksLost += c.StacksLost
 	}
+	s.Pending, s.RingBytes = p.reader.AvailableBytes(), p.reader.BufferSize()
 	for _, prog := range p.progs {
 		// bpf_prog_inc_misses_counter; kernels that do not tell it say 0
 		if stats, err := prog.Stats(); err == nil {
 			s.Skipped += stats.RecursionMisses
+			s.Programs = append(s.Programs, ProgramStats{prog.name, stats.RecursionMisses, stats.RunCount, stats.Runtime})
 		}
 	}
 	return s, nil
@@ -357,6 +374,7 @@ func (p *Probe) Stats() (s Stats, err error) {
 // program runs when the maps go.
 func (p *Probe) Close() error {
 	p.closeOnce.Do(func() {
+		close(p.closed) // a snapshot ends
 		var errs []error
 		if p.reader != nil {
 			errs = append(errs, p.reader.Close())
@@ -388,55 +406,6 @@ func resetHasReason(kernel *btf.Spec) bool {
 	}
 	proto, ok := ptr.Target.(*btf.FuncProto)
 	return ok && len(proto.Params) == 4
-}
-
-// classicOffset returns where skaddr lies in the record of the classic
-// tracepoint, from its description in tracefs: the header in front of it is
-// longer on some kernels (RHEL 9, PREEMPT_RT). What follows it never changed
-// since the protocol became 16 bits wide in 5.6; check it all the same.
-func classicOffset() (uint32, error) {
-	var text []byte
-	var err error
-	for _, dir := range []string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"} {
-		if text, err = os.ReadFile(dir + "/events/sock/inet_sock_set_state/format"); err == nil {
-			break
-		}
-	}
-	if err != nil {
-		return 0, fmt.Errorf("read the layout of sock:inet_sock_set_state: %w", err)
-	}
-	return parseClassicFormat(string(text))
-}
-
-func parseClassicFormat(text string) (uint32, error) {
-	offsets := make(map[string]int)
-	for line := range strings.Lines(text) {
-		var offset, size int
-		decl, rest, ok := strings.Cut(strings.TrimSpace(line), ";")
-		if !ok || !strings.HasPrefix(decl, "field:") {
-			continue
-		}
-		if _, err := fmt.Sscanf(strings.TrimSpace(rest), "offset:%d;\tsize:%d;", &offset, &size); err != nil {
-			continue
-		}
-		name := decl[strings.LastIndexAny(decl, " *")+1:]
-		name, _, _ = strings.Cut(name, "[")
-		offsets[name] = offset
-	}
-	base, ok := offsets["skaddr"]
-	if !ok {
-		return 0, errors.New("sock:inet_sock_set_state has no field skaddr")
-	}
-	ptr := 8 // all our targets are 64 bits wide
-	for name, want := range map[string]int{
-		"oldstate": 0, "newstate": 4, "sport": 8, "dport": 10, "family": 12, "protocol": 14,
-		"saddr": 16, "daddr": 20, "saddr_v6": 24, "daddr_v6": 40,
-	} {
-		if got, ok := offsets[name]; !ok || got != base+ptr+want {
-			return 0, fmt.Errorf("sock:inet_sock_set_state has %s at %d, expected %d: a kernel before 5.6, or one that we do not know", name, got, base+ptr+want)
-		}
-	}
-	return uint32(base), nil
 }
 
 // unusable puts the usual obstacles in words.

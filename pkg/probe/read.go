@@ -5,13 +5,12 @@ package probe
 import (
 	"errors"
 	"fmt"
-	"net/netip"
+	"math"
 	"os"
 	"time"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/stated-tcp/stated/pkg/diag"
 	"github.com/stated-tcp/stated/pkg/event"
 )
 
@@ -26,20 +25,28 @@ const lossCheck = 10
 // Read stores the next event in e. It returns event.ErrIdle when there was none
 // for a short while, and os.ErrClosed after Close.
 func (p *Probe) Read(e *event.Event) error {
-	if n := len(p.queued); n > 0 {
-		*e = p.queued[0]
-		p.queued = p.queued[:copy(p.queued, p.queued[1:])]
+	if p.next(e) {
 		return nil
+	}
+	if p.take(); len(p.taken) > 0 {
+		p.reader.SetDeadline(time.Now())
 	}
 	err := p.reader.ReadInto(&p.record)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		p.reader.SetDeadline(time.Now().Add(latency))
+		if p.tell(math.MaxInt64); p.next(e) {
+			return nil
+		}
 		return p.whenIdle(e)
 	case errors.Is(err, os.ErrClosed):
 		return os.ErrClosed
 	case err != nil:
 		return fmt.Errorf("read the ring buffer: %w", err)
+	}
+	if len(p.record.RawSample) == int(unsafe.Sizeof(bpfProcess{})) {
+		decodeProcess((*bpfProcess)(unsafe.Pointer(unsafe.SliceData(p.record.RawSample))), e)
+		return nil
 	}
 	raw, err := wire(p.record.RawSample)
 	if err != nil {
@@ -50,18 +57,35 @@ func (p *Probe) Read(e *event.Event) error {
 		// Later than what we know, unless a softirq came in between.
 		if n := raw.Lost - p.lost[cpu]; n < 1<<31 {
 			p.lost[cpu] = raw.Lost
-			p.queued = append(p.queued, *e)
-			*e = event.Event{Kind: event.KindLost, Time: e.Time, CPU: e.CPU, Count: uint64(n)}
-			return nil
+			p.queued = append(p.queued, event.Event{Kind: event.KindLost, Time: e.Time, CPU: e.CPU, Count: uint64(n)})
 		}
+	}
+	if p.names != nil {
+		p.tell(e.Time)
+		p.names.event(e)
 	}
 	// What is later than the end of a snapshot stands behind all of it.
 	if done := p.snapshotDone.Load(); done != 0 && e.Time > done {
 		p.snapshotDone.Store(0)
+		p.queued = append(p.queued, event.Event{Kind: event.KindSnapshotEnd, Time: done})
+	}
+	if len(p.queued) > 0 {
 		p.queued = append(p.queued, *e)
-		*e = event.Event{Kind: event.KindSnapshotEnd, Time: done}
+		p.next(e)
 	}
 	return nil
+}
+
+// next takes what is queued.
+func (p *Probe) next(e *event.Event) bool {
+	if len(p.queued) == 0 {
+		return false
+	}
+	*e = p.queued[p.head]
+	if p.head++; p.head == len(p.queued) {
+		p.queued, p.head = p.queued[:0], 0
+	}
+	return true
 }
 
 // whenIdle finds losses at the end of a burst, which no record behind them
@@ -96,8 +120,8 @@ func (p *Probe) whenIdle(e *event.Event) error {
 		p.queued = append(p.queued, event.Event{Kind: event.KindUntold, Time: boot, Count: untold - p.untold})
 		p.untold = untold
 	}
-	if len(p.queued) > 0 {
-		return p.Read(e)
+	if p.next(e) {
+		return nil
 	}
 	return event.ErrIdle
 }
@@ -105,11 +129,7 @@ func (p *Probe) whenIdle(e *event.Event) error {
 // Now returns the time since boot, suspension included, and the wall clock, in
 // nanoseconds.
 func Now() (boot, wall int64) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic(fmt.Sprintf("clock_gettime(CLOCK_BOOTTIME): %v", err)) // since 2.6.39
-	}
-	return ts.Nano(), time.Now().UnixNano()
+	return diag.Now(), time.Now().UnixNano()
 }
 
 // wire checks the size of a record and gives it its type. The object is built
@@ -124,9 +144,9 @@ func wire(sample []byte) (*bpfEvent, error) {
 func decode(w *bpfEvent, e *event.Event) {
 	*e = event.Event{
 		Kind: event.Kind(w.Kind), Old: event.State(w.OldState), New: event.State(w.NewState), Flags: event.Flags(w.Flags),
-		Time: int64(w.TimeNs), Seq: w.Seq, CPU: w.Cpu, Socket: event.SocketID(w.Socket),
+		Time: int64(w.TimeNs), Seq: w.Seq, CPU: w.Cpu, Socket: event.SocketID(w.Socket), MPTCP: event.SocketID(w.Mptcp),
 		Netns: w.Netns, Protocol: w.Protocol, Family: w.Family,
-		Local: addrPort(w.Family, &w.Laddr, w.Lport), Peer: addrPort(w.Family, &w.Raddr, w.Rport),
+		Local: diag.AddrPort(w.Family, &w.Laddr, w.Lport), Peer: diag.AddrPort(w.Family, &w.Raddr, w.Rport),
 		Task: event.Task{PID: w.Pid, Start: int64(w.TaskStartNs), Comm: w.Comm}, TID: w.Tid, UID: w.Uid, Cgroup: w.Cgroup,
 		Owner:       event.Task{PID: w.OwnerPid, Start: int64(w.OwnerStartNs), Comm: w.OwnerComm},
 		OwnerSource: event.OwnerSource(w.OwnerSource),
@@ -142,12 +162,20 @@ func decode(w *bpfEvent, e *event.Event) {
 	}
 }
 
-func addrPort(family uint16, addr *[16]uint8, port uint16) netip.AddrPort {
-	switch family {
-	case unix.AF_INET:
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(addr[:4])), port)
-	case unix.AF_INET6:
-		return netip.AddrPortFrom(netip.AddrFrom16(*addr).Unmap(), port)
+func decodeProcess(w *bpfProcess, e *event.Event) {
+	*e = event.Event{
+		Kind: event.KindProcess, Time: int64(w.TimeNs), Task: event.Task{PID: w.Pid, Start: int64(w.StartNs), Comm: w.Comm},
+		Process: &event.Process{
+			Image: w.Image, PPID: w.Ppid, InnerPID: w.InnerPid, PIDNS: w.Pidns, UID: w.Uid, Cgroup: w.Cgroup,
+			Group: ending(w.Group[:], w.GroupAt), Exe: ending(w.Exe[:], w.ExeAt), ExeDeleted: w.ExeDeleted != 0,
+		},
 	}
-	return netip.AddrPort{}
+}
+
+// ending is a path that was built from its end, "" if it is not known.
+func ending(b []uint8, at uint16) string {
+	if int(at) > len(b) {
+		return ""
+	}
+	return string(b[at:])
 }

@@ -6,9 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +18,13 @@ import (
 //
 // A namespace that cannot be entered is an error in the result; the others are
 // shown all the same. One that dies meanwhile is not.
+//
+// Without iterators sock_diag shows the sockets, each with its first holder from
+// /proc, and there is no KindHolder. Order is kept in another way: see names.
 func (p *Probe) Snapshot() error {
+	if p.names != nil {
+		return p.snapshotByDiag()
+	}
 	var errs []error
 	if it := p.iters[bpfProgStIterFile]; it != nil {
 		if err := runIter(it.Open); err != nil {
@@ -29,12 +32,9 @@ func (p *Probe) Snapshot() error {
 		}
 	}
 	if it := p.iters[bpfProgStIterTcp]; it != nil {
-		for _, ns := range namespaces() {
-			err := inNamespace(ns, func() error { return runIter(it.Open) })
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("list the sockets of %s: %w", ns, err))
-			}
-		}
+		p.finder.each(func() error { return runIter(it.Open) }, func(name string, err error) {
+			errs = append(errs, fmt.Errorf("list the sockets of %s: %w", name, err))
+		})
 	}
 	boot, _ := Now()
 	p.snapshotDone.Store(boot)
@@ -65,47 +65,4 @@ func runIter(open func() (io.ReadCloser, error)) error {
 		}
 		return err
 	}
-}
-
-// namespaces returns a path for each network namespace that a process lives in
-// or that has a name, the current one first.
-func namespaces() []string {
-	const self = "/proc/thread-self/ns/net"
-	seen := make(map[uint64]bool)
-	var paths []string
-	add := func(path string) {
-		var st unix.Stat_t
-		if unix.Stat(path, &st) == nil && !seen[st.Ino] {
-			seen[st.Ino] = true
-			paths = append(paths, path)
-		}
-	}
-	add(self)
-	for _, pattern := range []string{"/proc/[0-9]*/ns/net", "/proc/self/task/[0-9]*/ns/net", "/run/netns/*", "/run/docker/netns/*"} {
-		matches, _ := filepath.Glob(pattern) // the pattern is well-formed
-		for _, path := range matches {
-			add(path)
-		}
-	}
-	return paths
-}
-
-// inNamespace runs f on a thread of its own in the network namespace. The
-// thread ends with it: it is never unlocked.
-func inNamespace(path string, f func() error) error {
-	ns, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter (needs CAP_SYS_ADMIN): %w", err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }

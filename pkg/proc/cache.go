@@ -13,8 +13,9 @@ import (
 const tick = int64(10 * time.Millisecond)
 
 type entry struct {
-	p    *Process
-	read time.Time
+	p     *Process
+	read  time.Time // when /proc was read; zero: never
+	whole bool      // the kernel told, and will when it changes: /proc has no more to say
 }
 
 // cache holds the most recently used processes; of each id the last one.
@@ -42,14 +43,14 @@ func (c *cache) get(t event.Task) *entry {
 	return e
 }
 
-// put remembers p and returns how many were forgotten for it.
-func (c *cache) put(p *Process, now time.Time) (evicted uint64) {
-	if el := c.byPID[p.PID]; el != nil {
-		*el.Value.(*entry) = entry{p, now}
+// put remembers a process and returns how many were forgotten for it.
+func (c *cache) put(e entry) (evicted uint64) {
+	if el := c.byPID[e.p.PID]; el != nil {
+		*el.Value.(*entry) = e
 		c.lru.MoveToFront(el)
 		return 0
 	}
-	c.byPID[p.PID] = c.lru.PushFront(&entry{p, now})
+	c.byPID[e.p.PID] = c.lru.PushFront(&e)
 	for len(c.byPID) > c.size {
 		last := c.lru.Back()
 		delete(c.byPID, last.Value.(*entry).p.PID)

@@ -153,6 +153,18 @@ func (n *Names) Lookup(ctx context.Context, c Container) (Name, error) {
 	return name, errors.Join(errs...)
 }
 
+// Known names a container from memory. whole is false where Lookup would ask.
+func (n *Names) Known(c Container) (name Name, whole bool) {
+	now := n.opts.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	a, ok := n.known[c.ID+"/"+c.PodUID]
+	if !ok {
+		return Name{Container: c.Name}, false
+	}
+	return a.name, a.until.IsZero() || now.Before(a.until)
+}
+
 // askEngines asks those of the runtime, or all where the path does not say whose it is.
 func (n *Names) askEngines(ctx context.Context, now time.Time, c Container, name *Name) error {
 	var errs []error

@@ -42,7 +42,14 @@ type Process struct {
 	Kernel     bool     // a kernel thread
 	Gone       bool     // has exited; the rest is from before
 	Cgroup     Cgroup
+
+	image  uint32   // event.Process.Image, where the kernel told
+	before *Process // the program that it ran before; at most maxImages of them
 }
+
+// maxImages is how many programs of one process are remembered: a shell that
+// connects may have become something else by the time that the connection ends.
+const maxImages = 4
 
 // Options of a Resolver. The zero value reads the host's / and remembers 8192
 // processes without their command lines.
@@ -52,10 +59,14 @@ type Options struct {
 	Cmdline bool          // command lines may hold passwords: on request only
 	MaxAge  time.Duration // after this a live process is read anew, for it may have called exec; default 5 s
 	Now     func() time.Time
+	// Recorded is for the processes of another time or host: nothing is read,
+	// only what Learn was told is known.
+	Recorded bool
 }
 
 // Stats counts what a Resolver did.
 type Stats struct {
+	Learned uint64 // programs that the kernel told of
 	Hits    uint64 // answered from memory
 	Reads   uint64 // read from /proc
 	Misses  uint64 // not to be had: gone or reused
@@ -73,6 +84,7 @@ type Resolver struct {
 	stats Stats
 	users users
 	tree  cgroupTree
+	guard Guard
 }
 
 // New returns a Resolver; it opens nothing yet.
@@ -107,7 +119,8 @@ func (r *Resolver) Stats() Stats {
 
 // Lookup describes the process t. With t.Start another process of the same id
 // is never taken for it, but for one that began in the same clock tick (10 ms),
-// and an answer from memory costs no system call. Without (0) the start time is
+// and an answer from memory costs no system call. With t.Comm, of several
+// programs that it has run the last one of that name is meant, if there is one. Without (0) the start time is
 // read each time, and of an exited process the last one seen with that id is
 // returned, marked Gone. Errors are ErrGone and ErrReused, and what reading
 // /proc gave.
@@ -115,13 +128,16 @@ func (r *Resolver) Lookup(t event.Task) (*Process, error) {
 	now := r.opts.Now()
 	r.mu.Lock()
 	e := r.cache.get(t)
-	if e != nil && (e.p.Gone && t.Start != 0 || now.Sub(e.read) < r.opts.MaxAge && t.Start != 0) {
+	if e != nil && t.Start != 0 && (e.p.Gone || e.whole || now.Sub(e.read) < r.opts.MaxAge) {
 		r.stats.Hits++
-		p := e.p
+		p := e.p.named(t.Comm)
 		r.mu.Unlock()
 		return p, nil
 	}
 	r.mu.Unlock()
+	if r.opts.Recorded {
+		return nil, fmt.Errorf("look up process %d: %w", t.PID, ErrGone)
+	}
 
 	p, err := r.read(t)
 	r.mu.Lock()
@@ -129,11 +145,11 @@ func (r *Resolver) Lookup(t event.Task) (*Process, error) {
 	r.stats.Reads++
 	e = r.cache.get(t) // another goroutine may have put it
 	if err == nil {
-		if e != nil && e.p.Start == p.Start {
-			p.keep(e.p)
+		if e != nil && e.p.Start/tick == p.Start/tick {
+			p.follow(e.p)
 		}
-		r.stats.Evicted += r.cache.put(p, now)
-		return p, nil
+		r.stats.Evicted += r.cache.put(entry{p: p, read: now})
+		return p.named(t.Comm), nil
 	}
 	if e == nil || !(errors.Is(err, ErrGone) || errors.Is(err, ErrReused)) {
 		r.stats.Misses++
@@ -144,21 +160,87 @@ func (r *Resolver) Lookup(t event.Task) (*Process, error) {
 		gone.Gone = true
 		e.p = &gone
 	}
-	return e.p, nil
+	return e.p.named(t.Comm), nil
+}
+
+// Learn takes over what the kernel told of a process while it was there, which
+// is more than can be read of one that has exited. It fills in what the kernel
+// does not know, as far as /proc still does.
+func (r *Resolver) Learn(t event.Task, k *event.Process) {
+	p := &Process{
+		PID: t.PID, NSPID: k.InnerPID, PPID: k.PPID, Start: t.Start, Comm: t.Comm.String(), Exe: k.Exe, ExeDeleted: k.ExeDeleted,
+		UID: k.UID, PIDNS: uint64(k.PIDNS), image: k.Image,
+	}
+	if k.Group == "" && !r.opts.Recorded {
+		if now, err := r.read(t); err == nil {
+			k.Group = now.Cgroup.Path
+		}
+	}
+	if k.Group != "" {
+		p.Cgroup = ParseCgroup(k.Group)
+		p.Cgroup.ID = k.Cgroup
+	}
+	if k.User == "" && !r.opts.Recorded {
+		k.User = r.userOf(p)
+	}
+	p.User = k.User
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stats.Learned++
+	if e := r.cache.get(t); e != nil {
+		p.follow(e.p)
+	}
+	whole := r.opts.Recorded || !r.opts.Cmdline && p.Exe != ""
+	r.stats.Evicted += r.cache.put(entry{p: p, whole: whole})
+}
+
+// named is the last program of that name, or the last one.
+func (p *Process) named(comm event.Comm) *Process {
+	if name := comm.Bytes(); len(name) > 0 {
+		for q := p; q != nil; q = q.before {
+			if q.Comm == string(name) {
+				return q
+			}
+		}
+	}
+	return p
+}
+
+// follow takes what was known of the same process before: more of the program
+// that it still runs, or the program before.
+func (p *Process) follow(old *Process) {
+	same := p.image == old.image
+	if p.image == 0 || old.image == 0 { // /proc does not tell
+		same = p.Exe == "" || p.Exe == old.Exe
+	}
+	if same {
+		p.keep(old)
+		p.before, p.image = old.before, max(p.image, old.image)
+		return
+	}
+	p.before = old
+	for i := 1; p != nil; i, p = i+1, p.before {
+		if i == maxImages {
+			p.before = nil
+		}
+	}
 }
 
 // keep fills in what a process loses when it exits, before its sockets are
 // closed (kernel/exit.c, do_exit: exit_mm comes before exit_files): the
 // program, its command line and, with cgroup v1, its group.
 func (p *Process) keep(old *Process) {
-	if p.Exe != "" || p.Kernel {
+	if p.Kernel {
 		return
 	}
-	p.Exe, p.ExeDeleted = old.Exe, old.ExeDeleted
+	exited := p.Exe == ""
+	if exited {
+		p.Exe, p.ExeDeleted = old.Exe, old.ExeDeleted
+	}
 	if p.Cmdline == nil {
 		p.Cmdline, p.CmdlineCut = old.Cmdline, old.CmdlineCut
 	}
-	if p.Cgroup.Path == "" || p.Cgroup.Path == "/" || p.Cgroup.ID == 0 && p.Cgroup.Path == old.Cgroup.Path {
+	if p.Cgroup.Path == "" || exited && (p.Cgroup.Path == "/" || p.Cgroup.ID == 0 && p.Cgroup.Path == old.Cgroup.Path) {
 		p.Cgroup = old.Cgroup
 	}
 	if p.User == "" && p.UID == old.UID {

@@ -125,14 +125,27 @@ func (r *Resolver) read(t event.Task) (*Process, error) {
 		}
 	}
 	if r.opts.Cmdline {
-		if data, more, err := d.file("cmdline", maxCmdline); err == nil {
-			p.Cmdline, p.CmdlineCut = splitCmdline(data), more
+		type cmdline struct {
+			words []string
+			cut   bool
 		}
+		c, _ := patiently(&r.guard, d, func(d dir) cmdline {
+			data, more, _ := d.file("cmdline", maxCmdline) // absent if it cannot be read
+			return cmdline{splitCmdline(data), more}
+		})
+		p.Cmdline, p.CmdlineCut = c.words, c.cut
 	}
-	if p.UID == 0 || p.Cgroup.Container.ID == "" { // a container's ids are named by its own passwd
-		p.User = r.users.name(p.UID)
-	}
+	p.User = r.userOf(p)
 	return p, nil
+}
+
+// userOf names the user of a process, "" unknown: a container's ids are named by
+// its own passwd.
+func (r *Resolver) userOf(p *Process) string {
+	if p.UID != 0 && p.Cgroup.Container.ID != "" {
+		return ""
+	}
+	return r.users.name(p.UID)
 }
 
 // parseStat reads /proc/PID/stat (proc_pid_stat(5)). comm is between the first
@@ -204,11 +217,13 @@ func (r *Resolver) readExe(d dir, p *Process) {
 	if !ok {
 		return
 	}
-	var a, b unix.Stat_t
-	if unix.Fstatat(d.fd, "exe", &a, 0) == nil && unix.Fstatat(d.fd, "root"+exe, &b, 0) == nil && a.Ino == b.Ino && a.Dev == b.Dev {
-		return
+	there, ok := patiently(&r.guard, d, func(d dir) bool {
+		var a, b unix.Stat_t
+		return unix.Fstatat(d.fd, "exe", &a, 0) == nil && unix.Fstatat(d.fd, "root"+exe, &b, 0) == nil && a.Ino == b.Ino && a.Dev == b.Dev
+	})
+	if ok && !there {
+		p.Exe, p.ExeDeleted = path, true
 	}
-	p.Exe, p.ExeDeleted = path, true
 }
 
 func splitCmdline(b []byte) []string {
@@ -355,14 +370,4 @@ func (d dir) sub(name string) (dir, error) {
 		return dir{}, procErr(name, err)
 	}
 	return dir{fd}, nil
-}
-
-// socket returns the inode number of the socket that the link name is of, else 0.
-func (d dir) socket(name string) uint64 {
-	var buf [64]byte
-	n, err := unix.Readlinkat(d.fd, name, buf[:])
-	if err != nil {
-		return 0
-	}
-	return inode(string(buf[:n]), "socket:[")
 }

@@ -39,6 +39,13 @@ func full(t testing.TB) event.Event {
 			for i := range v.NumField() {
 				fill(v.Field(i), v.Type().Field(i).Name)
 			}
+		case v.Kind() == reflect.Pointer:
+			v.Set(reflect.New(v.Type().Elem()))
+			fill(v.Elem(), name)
+		case v.Kind() == reflect.String:
+			v.SetString("/a\xff\"\\\n\x1b" + name)
+		case v.Kind() == reflect.Bool:
+			v.SetBool(true)
 		case v.CanUint():
 			v.SetUint(n)
 		case v.CanInt():
@@ -60,7 +67,7 @@ func TestRoundTripOfEveryField(t *testing.T) {
 	if err := parseEvent(appendEvent(nil, &want), &got); err != nil {
 		t.Fatal(err)
 	}
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 }
@@ -226,7 +233,7 @@ func FuzzLine(f *testing.F) {
 		if parseEvent(data, &a) != nil {
 			return
 		}
-		if err := parseEvent(appendEvent(nil, &a), &b); err != nil || a != b {
+		if err := parseEvent(appendEvent(nil, &a), &b); err != nil || !reflect.DeepEqual(a, b) {
 			t.Fatalf("%+v became %+v, %v", a, b, err)
 		}
 	})

@@ -29,14 +29,14 @@ var progressWords = [leak.NumProgresses]string{
 // tcp.leak_comparison for each program and service that leaked.
 func (r *Writer) Comparison(c *Comparison) {
 	for i := range c.Changes {
-		if r.opts.Format == FormatJSON {
+		if r.opts.Format.records() {
 			r.jsonChange(c, &c.Changes[i])
 		} else {
 			r.textChange(c, &c.Changes[i])
 		}
 		r.full()
 	}
-	if r.opts.Format == FormatJSON {
+	if r.opts.Format.records() {
 		return
 	}
 	r.textThresholds(c)

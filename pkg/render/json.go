@@ -71,6 +71,7 @@ func (r *Writer) when(b []byte, boot int64) []byte {
 // begin adds what all records have.
 func (r *Writer) begin(name, severity string, boot int64) {
 	r.seq++
+	r.start = len(r.buf)
 	b := append(r.buf, `{"schema":"stated/1","timestamp":`...)
 	b = r.when(b, boot)
 	b = text(b, "event.name", name)
@@ -86,10 +87,17 @@ func (r *Writer) begin(name, severity string, boot int64) {
 	r.buf = append(b, r.resource...)
 }
 
-func (r *Writer) end() { r.buf = append(r.buf, '}', '\n') }
+func (r *Writer) end() {
+	r.buf = append(r.buf, '}')
+	if r.opts.Format == FormatECS {
+		r.line, _ = r.ecs.Append(r.line[:0], r.buf[r.start:]) // the record is JSON: it was just made
+		r.buf = append(r.buf[:r.start], r.line...)
+	}
+	r.buf = append(r.buf, '\n')
+}
 
 // about adds what a record says of the connection itself.
-func about(b []byte, c *lifecycle.Conn) []byte {
+func (r *Writer) about(b []byte, c *lifecycle.Conn) []byte {
 	b = text(b, "network.transport", "tcp")
 	if c.Local.IsValid() {
 		kind := "ipv4"
@@ -98,12 +106,12 @@ func about(b []byte, c *lifecycle.Conn) []byte {
 		}
 		b = text(b, "network.type", kind)
 	}
-	b = end(b, "network.local", c.Local)
+	b = end(b, "network.local", c.Local.AddrPort())
 	if c.Role != lifecycle.RoleListener {
-		b = end(b, "network.peer", c.Peer)
+		b = end(b, "network.peer", c.Peer.AddrPort())
 	}
 	b = append(key(b, "stated.connection.id"), '"')
-	b = appendID(b, c)
+	b = appendID(b, c.Socket, c.FirstEvent)
 	b = append(b, '"')
 	if !c.OwnID {
 		b = identity(b, "stated.socket.cookie", uint64(c.Socket))
@@ -114,11 +122,19 @@ func about(b []byte, c *lifecycle.Conn) []byte {
 	b = text(b, "stated.connection.role", c.Role.String())
 	if c.Protocol == event.ProtoMPTCP {
 		b = append(b, `,"stated.mptcp":"connection"`...)
+		if m := c.Multipath(); m != nil && c.Role != lifecycle.RoleListener {
+			b = number(b, "stated.connection.subflows", int64(m.Subflows))
+		}
 	} else if c.Subflow {
 		b = append(b, `,"stated.mptcp":"subflow"`...)
+		if m := c.Multipath(); m != nil {
+			b = append(key(b, "stated.subflow.connection.id"), '"')
+			b = append(appendID(b, m.Socket, m.FirstEvent), '"')
+		}
 	}
 	b = text(b, "stated.process.source", c.Owner.Source.String())
 	b = process(b, "process.", &c.Owner.Task)
+	b = r.program(b, &c.Owner.Task)
 	if c.UIDKnown {
 		b = identity(b, "user.id", uint64(c.UID))
 	}
@@ -130,10 +146,10 @@ func about(b []byte, c *lifecycle.Conn) []byte {
 
 // appendID adds an identity that no other connection of this boot has: the
 // socket and when the connection began or was found.
-func appendID(b []byte, c *lifecycle.Conn) []byte {
+func appendID(b []byte, socket event.SocketID, first int64) []byte {
 	var id [16]byte
-	binary.BigEndian.PutUint64(id[:], uint64(c.Socket))
-	binary.BigEndian.PutUint64(id[8:], uint64(c.FirstEvent))
+	binary.BigEndian.PutUint64(id[:], uint64(socket))
+	binary.BigEndian.PutUint64(id[8:], uint64(first))
 	return hex.AppendEncode(b, id[:])
 }
 
@@ -231,7 +247,7 @@ func cause(c *lifecycle.Conn, e *event.Event) string {
 
 func (r *Writer) jsonTransition(c *lifecycle.Conn, e *event.Event) {
 	r.begin("tcp.state_change", "INFO", e.Time)
-	b := about(r.buf, c)
+	b := r.about(r.buf, c)
 	state := e.New
 	if handOver(c, e) {
 		state = c.Lingers
@@ -281,8 +297,8 @@ func (r *Writer) jsonTransition(c *lifecycle.Conn, e *event.Event) {
 func numbers(b []byte, c *lifecycle.Conn) []byte {
 	if c.Role == lifecycle.RoleListener {
 		b = number(b, "stated.listener.queue", int64(c.Unread))
-		if c.Overflows != 0 {
-			b = number(b, "stated.listener.overflows", int64(c.Overflows))
+		if n := c.Overflows(); n != 0 {
+			b = number(b, "stated.listener.overflows", int64(n))
 		}
 		return number(b, "stated.listener.queue_limit", int64(c.Unsent))
 	}
@@ -323,7 +339,7 @@ func (r *Writer) jsonConn(c *lifecycle.Conn) {
 		severity = "WARN"
 	}
 	r.begin("tcp.connection", severity, c.Until())
-	b := about(r.buf, c)
+	b := r.about(r.buf, c)
 	ended := c.End != 0 // else it was given up
 	state := event.StateClose
 	start, known := c.Start()
@@ -352,8 +368,8 @@ func (r *Writer) jsonConn(c *lifecycle.Conn) {
 	b = states(b, c)
 	b = text(b, "stated.close.initiator", c.Initiator.String())
 	b = text(b, "stated.close.reason", c.Outcome.String())
-	if c.Why != "" {
-		b = text(b, "stated.close.unknown_why", c.Why)
+	if c.Why != lifecycle.WhyNone {
+		b = text(b, "stated.close.unknown_why", c.Why.String())
 	}
 	if c.Err != 0 {
 		b = number(b, "stated.errno", int64(c.Err))
@@ -361,8 +377,9 @@ func (r *Writer) jsonConn(c *lifecycle.Conn) {
 	if c.Reset != event.ResetUnknown {
 		b = text(b, "stated.reset.reason", c.Reset.String())
 	}
-	if !c.Closer.IsZero() {
-		b = process(b, "stated.closer.process.", &c.Closer)
+	if c.Closer != nil {
+		b = process(b, "stated.closer.process.", c.Closer)
+		b = r.executable(b, "stated.closer.process.", c.Closer)
 	}
 	if wait, ok := c.AcceptWait(); ok {
 		b = number(b, "stated.accept.wait_ns", wait)
@@ -373,7 +390,9 @@ func (r *Writer) jsonConn(c *lifecycle.Conn) {
 	if c.HeldClosed() {
 		b = append(b, `,"stated.descriptor.open":true`...)
 	}
-	b = numbers(b, c)
+	if !c.Uncounted {
+		b = numbers(b, c)
+	}
 	r.buf = r.message(b, c, func(b []byte) []byte { return appendOutcome(b, c) })
 	r.end()
 }
@@ -382,7 +401,7 @@ func (r *Writer) jsonConn(c *lifecycle.Conn) {
 // or whose beginning is unknown, there is no duration.
 func states(b []byte, c *lifecycle.Conn) []byte {
 	b = append(key(b, "stated.connection.path"), '"')
-	for i, s := range c.Spans {
+	for i, s := range c.Spans.All() {
 		if i > 0 {
 			b = append(b, '>')
 		}
@@ -393,7 +412,8 @@ func states(b []byte, c *lifecycle.Conn) []byte {
 	}
 	b = append(b, '"')
 	b = append(key(b, "stated.connection.states"), '[')
-	for i, s := range c.Spans {
+	start, _ := c.Start()
+	for i, s := range c.Spans.All() {
 		if i > 0 {
 			b = append(b, ',')
 		}
@@ -401,14 +421,14 @@ func states(b []byte, c *lifecycle.Conn) []byte {
 		b = append(b, s.State.Name(event.NamingOTel)...)
 		b = append(b, `","known":"`...)
 		known := s.Known
-		if c.End == 0 && i == len(c.Spans)-1 {
+		if c.End == 0 && i == c.Spans.Len()-1 {
 			known = lifecycle.AtLeast
 		}
 		b = append(b, known.String()...)
 		b = append(b, '"')
 		if s.Start != 0 {
-			if c.Spans[0].Start != 0 {
-				b = number(b, "offset_ns", s.Start-c.Spans[0].Start)
+			if start != 0 {
+				b = number(b, "offset_ns", s.Start-start)
 			}
 			b = number(b, "duration_ns", c.SpanEnd(i, c.LastEvent)-s.Start)
 		}
@@ -420,10 +440,10 @@ func states(b []byte, c *lifecycle.Conn) []byte {
 		b = append(b, `","known":"`...)
 		b = append(b, c.LingersKnown.String()...)
 		b = append(b, '"')
-		if c.Spans[0].Start != 0 {
-			b = number(b, "offset_ns", c.LingerStart-c.Spans[0].Start)
+		if start != 0 && c.LingerStart != 0 {
+			b = number(b, "offset_ns", c.LingerStart-start)
 		}
-		if c.LingerEnd != 0 {
+		if c.LingerEnd != 0 && c.LingerStart != 0 {
 			b = number(b, "duration_ns", c.LingerEnd-c.LingerStart)
 		}
 		b = append(b, '}')

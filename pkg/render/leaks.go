@@ -4,6 +4,7 @@ package render
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,19 +16,6 @@ import (
 	"github.com/stated-tcp/stated/pkg/leak"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 )
-
-// Process is what is shown of a process beside its name. What is not known is
-// empty or zero.
-type Process struct {
-	Executable  string
-	CommandLine string
-	User        string
-	Unit        string
-	Container   string
-	Pod         string
-	FDs         int // open descriptors
-	FDLimit     int // how many it may have
-}
 
 // Leaks is a report to show.
 type Leaks struct {
@@ -82,14 +70,14 @@ func Advice(v leak.Verdict) string { return advice[v] }
 // Leaks shows a report: as text, or a record for each group.
 func (r *Writer) Leaks(l *Leaks) {
 	for i := range l.Groups {
-		if r.opts.Format == FormatJSON {
+		if r.opts.Format.records() {
 			r.jsonLeak(l, &l.Groups[i])
 		} else {
 			r.textLeak(l, &l.Groups[i])
 		}
 		r.full()
 	}
-	if r.opts.Format != FormatJSON {
+	if !r.opts.Format.records() {
 		r.buf = l.appendTotal(r.buf)
 	}
 	r.full()
@@ -318,8 +306,8 @@ func appendProcess(b []byte, p Process, named bool, t *event.Task) []byte {
 	}
 	put("user ", p.User)
 	put("unit ", p.Unit)
-	put("container ", p.Container)
-	put("pod ", p.Pod)
+	put("container ", p.label())
+	put("pod ", cmp.Or(p.PodName, p.Pod))
 	if len(b) == start {
 		return b[:0]
 	}

@@ -3,6 +3,7 @@
 package render
 
 import (
+	"cmp"
 	"hash/fnv"
 	"slices"
 
@@ -56,7 +57,8 @@ func (l *Leaks) appendContainer(b []byte, g *leak.Group, owners []event.Task) []
 		b = EscapeText(append(b, "container "...), []byte(name))
 	}
 	for _, t := range owners {
-		if pod := l.Processes(t).Pod; pod != "" {
+		p := l.Processes(t)
+		if pod := cmp.Or(p.PodName, p.Pod); pod != "" {
 			b = append(EscapeText(append(b, " (pod "...), []byte(pod)), ')')
 			break
 		}

@@ -25,7 +25,7 @@ func (r *Writer) jsonLeak(l *Leaks, g *leak.Group) {
 		p := l.Processes(owners[0])
 		b = text(b, "stated.process.source", ownerSource(oldest.Socket).String())
 		b = process(b, "process.", &owners[0])
-		b = r.jsonProcess(b, &p)
+		b = r.jsonProcess(b, owners[0].PID, &p)
 		if p.FDLimit > 0 {
 			b = number(b, "stated.leak.fd.used", int64(p.FDs))
 			b = number(b, "stated.leak.fd.limit", int64(p.FDLimit))
@@ -59,18 +59,6 @@ func (r *Writer) jsonLeak(l *Leaks, g *leak.Group) {
 	m := r.appendHeadline(nil, l, g, owners)
 	r.buf = quote(key(b, "message"), m)
 	r.end()
-}
-
-func (r *Writer) jsonProcess(b []byte, p *Process) []byte {
-	for _, kv := range [...][2]string{
-		{"process.executable.path", p.Executable}, {"process.command_line", p.CommandLine}, {"user.name", p.User},
-		{"stated.systemd.unit", p.Unit}, {"container.id", p.Container}, {"k8s.pod.uid", p.Pod},
-	} {
-		if kv[1] != "" {
-			b = appendString(key(b, kv[0]), []byte(kv[1]))
-		}
-	}
-	return b
 }
 
 // leakID names a leak across reports and restarts: the host, the program, the

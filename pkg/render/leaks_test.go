@@ -96,7 +96,7 @@ func leaksOf(by leak.Key, each bool) *Leaks {
 		if t.PID != 4242 {
 			return Process{}
 		}
-		return Process{Executable: "/usr/bin/java", CommandLine: "java -jar a\x1b[31mpp.jar", User: "app", Unit: "shop.service", FDs: 900, FDLimit: 1024}
+		return whole
 	}
 	return l
 }

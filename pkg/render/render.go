@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package render shows connections: as text for people, as one JSON object a
-// line for machines. Both are made of the same lifecycle.Conn.
+// line for machines. All are made of the same lifecycle.Conn.
 package render
 
 import (
@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stated-tcp/stated/pkg/ecs"
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 )
@@ -21,7 +22,8 @@ type Format uint8
 const (
 	FormatText Format = iota // at most two lines and 100 columns
 	FormatWide               // one line with everything
-	FormatJSON               // one object a line
+	FormatJSON               // one object a line, with OpenTelemetry's names
+	FormatECS                // one object a line, with the Elastic Common Schema's
 )
 
 // ParseFormat reads a format's name.
@@ -33,9 +35,14 @@ func ParseFormat(s string) (Format, error) {
 		return FormatWide, nil
 	case "json":
 		return FormatJSON, nil
+	case "ecs":
+		return FormatECS, nil
 	}
-	return FormatText, fmt.Errorf("unknown output format %q: one of text, wide, json", s)
+	return FormatText, fmt.Errorf("unknown output format %q: one of text, wide, json, ecs", s)
 }
+
+// records reports whether a format is for machines.
+func (f Format) records() bool { return f == FormatJSON || f == FormatECS }
 
 // Host is what JSON records say of where they come from. A replay takes it from
 // the recording.
@@ -54,6 +61,9 @@ type Options struct {
 	Color    bool
 	Location *time.Location // of times in text; nil: local
 	Host     Host
+	// Processes says more of a process than its name; nil, of all or of one: nothing
+	// more is known. The same pointer stands for the same answer.
+	Processes func(event.Task) *Process
 }
 
 // Writer writes connections. It buffers: call Flush when nothing more is at
@@ -67,12 +77,17 @@ type Writer struct {
 	offset   int64 // wall clock minus time since boot
 	seq      uint64
 	resource []byte // the part of a JSON record that never changes
-	second   int64  // of stamp
+	start    int    // of the record being made, in buf
+	ecs      ecs.Converter
+	second   int64 // of stamp
 	stamp    []byte
 	line     []byte
 	held     []byte
-	column   int // of the line of text being written, and how many it has become
-	lines    int
+	// fragments are the parts of records about processes. They go all at once
+	// when they are too many.
+	fragments map[*Process][]byte
+	column    int // of the line of text being written, and how many it has become
+	lines     int
 }
 
 const bufferSize = 64 << 10
@@ -127,7 +142,7 @@ func (r *Writer) full() {
 
 // Transition shows a change of state.
 func (r *Writer) Transition(c *lifecycle.Conn, e *event.Event) {
-	if r.opts.Format == FormatJSON {
+	if r.opts.Format.records() {
 		r.jsonTransition(c, e)
 	} else {
 		r.textTransition(c, e)
@@ -138,7 +153,7 @@ func (r *Writer) Transition(c *lifecycle.Conn, e *event.Event) {
 // Finished shows a connection that ended.
 func (r *Writer) Finished(c *lifecycle.Conn) {
 	switch r.opts.Format {
-	case FormatJSON:
+	case FormatJSON, FormatECS:
 		r.jsonConn(c)
 	case FormatWide:
 		r.wideConn(c)
@@ -157,7 +172,7 @@ func (r *Writer) StillOpen(c *lifecycle.Conn, now int64) {
 
 // Lost shows that events are missing here.
 func (r *Writer) Lost(e *event.Event) {
-	if r.opts.Format == FormatJSON {
+	if r.opts.Format.records() {
 		r.jsonLost(e)
 	} else {
 		r.buf = fmt.Appendf(r.buf, "%s  -- %d events lost: the kernel's buffer was full --\n", r.clock(e.Time), e.Count)
@@ -213,15 +228,18 @@ func appendOutcome(b []byte, c *lifecycle.Conn) []byte {
 		}
 		return append(b, "closed"...)
 	}
+	if c.Outcome == lifecycle.OutcomeNoLocalPort && c.Local.Port() != 0 {
+		return append(b, "no SYN sent: addresses in use?"...) // or a route that depends on the port
+	}
 	b = append(b, phrases[c.Outcome]...)
 	switch c.Outcome {
 	case lifecycle.OutcomeKilled:
 		b = append(b, " by "...)
-		b = AppendTask(b, &c.Closer)
+		b = AppendTask(b, c.Closer)
 	case lifecycle.OutcomeUnknown, lifecycle.OutcomeHandshakeFailed, lifecycle.OutcomeHandshakeExpired:
-		if c.Why != "" {
+		if c.Why != lifecycle.WhyNone {
 			b = append(b, ": "...)
-			b = append(b, c.Why...)
+			b = append(b, c.Why.String()...)
 		}
 	case lifecycle.OutcomeUnreachable:
 		b = append(b, ": "...)
@@ -237,7 +255,7 @@ func appendOutcome(b []byte, c *lifecycle.Conn) []byte {
 
 // AppendTask adds name[pid], or - for nobody.
 func AppendTask(b []byte, t *event.Task) []byte {
-	if t.IsZero() {
+	if t == nil || t.IsZero() {
 		return append(b, '-')
 	}
 	b = EscapeText(b, t.Comm.Bytes())
@@ -259,8 +277,11 @@ func Summary(w io.Writer, s lifecycle.Stats, filtered uint64, slow *Slow) {
 	if s.Evicted > 0 {
 		fmt.Fprintf(&b, "; %d connections given up: the table was full", s.Evicted)
 	}
-	if s.Repaired > 0 {
-		fmt.Fprintf(&b, "; %d put right by a snapshot", s.Repaired)
+	if s.Unfollowed > 0 {
+		fmt.Fprintf(&b, "; %d ended connections not followed through TIME_WAIT: the table of these was full", s.Unfollowed)
+	}
+	if n := s.Repaired.Sum(); n > 0 {
+		fmt.Fprintf(&b, "; %d put right by a snapshot", n)
 	}
 	if s.Untold > 0 {
 		fmt.Fprintf(&b, "; %d of %d half-open connections counted only: too many at once", s.Untold, s.Requests)

@@ -14,7 +14,9 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/stated-tcp/stated/pkg/ecs"
 	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/leak"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 )
 
@@ -22,56 +24,59 @@ var update = flag.Bool("update", false, "rewrite testdata")
 
 const ms = int64(time.Millisecond)
 
+func endpoint(s string) lifecycle.Endpoint { return lifecycle.EndpointOf(netip.MustParseAddrPort(s)) }
+
 // conns are connections that have given trouble to somebody's output.
 func conns() []*lifecycle.Conn {
 	base := func() *lifecycle.Conn {
 		return &lifecycle.Conn{
-			Socket: 0x1002, UIDKnown: true, Netns: 4026531840, Family: 2, Protocol: event.ProtoTCP, Acceptor: -1, FirstEvent: 1000 * ms,
-			Local: netip.MustParseAddrPort("10.0.0.5:51234"), Peer: netip.MustParseAddrPort("93.184.216.34:443"),
+			Shared: &lifecycle.Shared{UIDKnown: true, Netns: 4026531840, Family: 2, Protocol: event.ProtoTCP,
+				Owner: lifecycle.Owner{Task: event.Task{PID: 4242, Comm: event.MakeComm("curl")}, Source: event.OwnerConnect}},
+			Socket: 0x1002, Acceptor: -1, FirstEvent: 1000 * ms, Local: endpoint("10.0.0.5:51234"), Peer: endpoint("93.184.216.34:443"),
 			Role: lifecycle.RoleClient, State: event.StateClose, FromStart: true,
-			Owner: lifecycle.Owner{Task: event.Task{PID: 4242, Comm: event.MakeComm("curl")}, Source: event.OwnerConnect},
-			Spans: []lifecycle.Span{{Start: 1000 * ms, State: event.StateSynSent}, {Start: 1012 * ms, State: event.StateEstablished}},
+			Spans: lifecycle.PathOf(lifecycle.Span{Start: 1000 * ms, State: event.StateSynSent}, lifecycle.Span{Start: 1012 * ms, State: event.StateEstablished}),
 			End:   3400 * ms, LastEvent: 3400 * ms, Outcome: lifecycle.OutcomeClosed, Initiator: lifecycle.InitiatorPeer,
 			BytesSent: 1234, BytesReceived: 34567, SRTT: 11800,
 		}
 	}
 	closed := base()
 	closed.Initiator = lifecycle.InitiatorLocal
-	closed.Spans = append(closed.Spans, lifecycle.Span{Start: 3380 * ms, State: event.StateFinWait1}, lifecycle.Span{Start: 3399 * ms, State: event.StateFinWait2})
+	closed.Spans.Add(lifecycle.Span{Start: 3380 * ms, State: event.StateFinWait1})
+	closed.Spans.Add(lifecycle.Span{Start: 3399 * ms, State: event.StateFinWait2})
 	closed.Lingers, closed.LingersKnown, closed.LingerStart = event.StateTimeWait, lifecycle.Inferred, closed.End
 	hostile := base()
 	hostile.Owner.Comm = event.Comm{0x1b, ']', '0', ';', 7, '\n', 0xff, '"', '\\', 0xc2, 0x9b, 0xe2, 0x80, 0xae, 'x', 'y'}
 	long := base()
-	long.Local = netip.MustParseAddrPort("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:1111]:65535")
-	long.Peer = netip.MustParseAddrPort("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:2222]:65535")
+	long.Local = endpoint("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:1111]:65535")
+	long.Peer = endpoint("[2001:db8:aaaa:bbbb:cccc:dddd:eeee:2222]:65535")
 	long.Outcome, long.Err = lifecycle.OutcomeTimedOut, 113
 	before := base()
 	before.FromStart = false
 	before.Role = lifecycle.RoleUnknown
 	before.Owner = lifecycle.Owner{}
-	before.Spans = []lifecycle.Span{{State: event.StateEstablished, Known: lifecycle.AtLeast}, {Start: 3000 * ms, State: event.StateCloseWait}}
+	before.Spans = lifecycle.PathOf(lifecycle.Span{State: event.StateEstablished, Known: lifecycle.AtLeast}, lifecycle.Span{Start: 3000 * ms, State: event.StateCloseWait})
 	gap := base()
 	gap.Gap = true
-	gap.Spans = append(gap.Spans, lifecycle.Span{Start: 3399 * ms, State: event.StateFinWait1, Known: lifecycle.Inferred})
-	gap.Outcome, gap.Why = lifecycle.OutcomeUnknown, "its end was lost"
+	gap.Spans.Add(lifecycle.Span{Start: 3399 * ms, State: event.StateFinWait1, Known: lifecycle.Inferred})
+	gap.Outcome, gap.Why = lifecycle.OutcomeUnknown, lifecycle.WhyEndLost
 	killed := base()
-	killed.Outcome, killed.Closer = lifecycle.OutcomeKilled, event.Task{PID: 991, Comm: event.MakeComm("ss")}
+	killed.Outcome, killed.Closer = lifecycle.OutcomeKilled, &event.Task{PID: 991, Comm: event.MakeComm("ss")}
 	listener := base()
-	listener.Role, listener.Peer = lifecycle.RoleListener, netip.AddrPort{}
-	listener.Local = netip.MustParseAddrPort("[::]:80")
-	listener.Spans = []lifecycle.Span{{Start: 1000 * ms, State: event.StateListen}}
+	listener.Role, listener.Peer = lifecycle.RoleListener, lifecycle.Endpoint{}
+	listener.Local = endpoint("[::]:80")
+	listener.Spans = lifecycle.PathOf(lifecycle.Span{Start: 1000 * ms, State: event.StateListen})
 	listener.Outcome = lifecycle.OutcomeListenEnded
 	waiting := base()
 	waiting.Role, waiting.Owner.Source = lifecycle.RoleServer, event.OwnerListener
 	waiting.Outcome = lifecycle.OutcomeResetListenerClosed
 	accepted := base()
 	accepted.Role, accepted.Cookie, accepted.Owner.Source = lifecycle.RoleServer, true, event.OwnerAccept
-	accepted.Accepted, accepted.AcceptedAt = true, 2000*ms
+	accepted.AcceptedAt = 2000 * ms
 	seen := base()
 	seen.Lingers, seen.LingerStart, seen.LingerEnd, seen.LingerCause = event.StateTimeWait, seen.End, seen.End+ms, event.EndReused
 	overflown := base()
 	*overflown = *listener
-	overflown.Overflows = 400
+	overflown.Rare = &lifecycle.Rare{Overflows: 400}
 	all := []*lifecycle.Conn{accepted, seen, overflown, closed, hostile, long, before, gap, killed, listener, waiting}
 	for o := range lifecycle.NumOutcomes {
 		c := base()
@@ -98,7 +103,7 @@ func every(w *Writer) {
 		w.Finished(c)
 	}
 	for _, c := range conns() {
-		e := event.Event{Kind: event.KindState, Time: c.End, Old: c.Spans[len(c.Spans)-1].State, New: event.StateClose, CPU: 1, Err: c.Err}
+		e := event.Event{Kind: event.KindState, Time: c.End, Old: c.Spans.Last().State, New: event.StateClose, CPU: 1, Err: c.Err}
 		w.Transition(c, &e)
 		e = event.Event{Kind: event.KindSnapshot, Time: c.End, Old: event.StateCloseWait, New: event.StateCloseWait}
 		w.Transition(c, &e)
@@ -113,17 +118,41 @@ func every(w *Writer) {
 	w.Lost(&event.Event{Kind: event.KindLost, Time: 5000 * ms, Count: 17})
 	givenUp := conns()[0]
 	givenUp.State, givenUp.End, givenUp.LastEvent, givenUp.Lingers = event.StateFinWait2, 0, 9000*ms, event.StateNone
-	givenUp.Outcome, givenUp.Why = lifecycle.OutcomeUnknown, "given up: the table of connections was full"
+	givenUp.Outcome, givenUp.Why = lifecycle.OutcomeUnknown, lifecycle.WhyTableFull
 	w.Finished(givenUp)
 }
 
 func TestGolden(t *testing.T) {
 	for name, o := range map[string]Options{
 		"text": {}, "wide": {Format: FormatWide}, "json": {Format: FormatJSON}, "color": {Color: true}, "rfc": {Names: event.NamingRFC},
+		"known.json": {Format: FormatJSON, Processes: knowAll}, "known.wide": {Format: FormatWide, Processes: knowAll},
 	} {
 		t.Run(name, func(t *testing.T) {
 			golden(t, name, render(o, every))
 		})
+	}
+}
+
+// TestECS: whatever is shown, its documents are those of its records.
+func TestECS(t *testing.T) {
+	for name, show := range map[string]func(*Writer){
+		"connections": every,
+		"leaks":       func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) },
+		"sockets":     func(w *Writer) { w.Sockets(stuckSockets(), leaksOf(leak.ByProcess, false).Processes) },
+		"comparison":  func(w *Writer) { w.Comparison(comparison()) },
+	} {
+		var want strings.Builder
+		var c ecs.Converter
+		for line := range strings.Lines(render(Options{Format: FormatJSON}, show)) {
+			doc, err := c.Append(nil, []byte(line))
+			if err != nil {
+				t.Fatal(err)
+			}
+			want.Write(append(doc, '\n'))
+		}
+		if got := render(Options{Format: FormatECS}, show); got != want.String() || got == "" {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, got, want.String())
+		}
 	}
 }
 

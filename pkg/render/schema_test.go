@@ -120,13 +120,16 @@ func variants(w *Writer) {
 		vary(func(c *lifecycle.Conn) { c.Initiator = lifecycle.Initiator(i) })
 	}
 	for s := event.StateEstablished; s < event.NumStates; s++ {
-		vary(func(c *lifecycle.Conn) { c.State, c.Spans[0].State, c.End = s, s, 0 })
+		vary(func(c *lifecycle.Conn) { c.State, c.Spans, c.End = s, beginIn(s, &c.Spans), 0 })
 	}
 	vary(func(c *lifecycle.Conn) { c.OwnID, c.Netns, c.SRTT = true, 0, 0 })
 	vary(func(c *lifecycle.Conn) { c.Protocol, c.Cgroup, c.UID = event.ProtoMPTCP, 1<<63, 1<<32-1 })
 	vary(func(c *lifecycle.Conn) { c.Subflow, c.Socket, c.Netns = true, 1<<64-1, 1<<32-1 })
-	vary(func(c *lifecycle.Conn) { c.Local, c.Peer = netip.AddrPort{}, netip.AddrPort{} })
-	vary(func(c *lifecycle.Conn) { c.Local = netip.AddrPortFrom(c.Local.Addr(), 0) })
+	whole := &lifecycle.Rare{Multipath: &lifecycle.Multipath{Socket: 1<<64 - 1, FirstEvent: 1<<63 - 1, Subflows: 2}}
+	vary(func(c *lifecycle.Conn) { c.Protocol, c.Rare = event.ProtoMPTCP, whole })
+	vary(func(c *lifecycle.Conn) { c.Subflow, c.Rare = true, whole })
+	vary(func(c *lifecycle.Conn) { c.Local, c.Peer = lifecycle.Endpoint{}, lifecycle.Endpoint{} })
+	vary(func(c *lifecycle.Conn) { c.Local = lifecycle.EndpointOf(netip.AddrPortFrom(c.Local.Addr(), 0)) })
 	vary(func(c *lifecycle.Conn) { c.Owner.Comm, c.Err = event.Comm{}, 133 })
 	vary(func(c *lifecycle.Conn) { c.FromStart, c.Gap = false, false })
 
@@ -138,6 +141,17 @@ func variants(w *Writer) {
 	table.Apply(&e)
 	table.Flush()
 	w.Lost(&event.Event{Kind: event.KindLost, Time: 5000 * ms, Count: 1<<64 - 1})
+}
+
+// beginIn returns the path with another first state.
+func beginIn(state event.State, path *lifecycle.Path) (p lifecycle.Path) {
+	for i, s := range path.All() {
+		if i == 0 {
+			s.State = state
+		}
+		p.Add(s)
+	}
+	return p
 }
 
 // shower renders what a table says.
@@ -155,7 +169,7 @@ func TestSchemaHoldsEveryValue(t *testing.T) {
 	seen := make(map[string]map[string]bool) // record, key
 	for _, h := range []Host{host, whole, {}} {
 		var b strings.Builder
-		w := New(&b, Options{Format: FormatJSON, Host: h})
+		w := New(&b, Options{Format: FormatJSON, Host: h, Processes: knowAll})
 		w.SetClock(0, 1_700_000_000_000_000_000)
 		every(w)
 		if h.ID != "" {

@@ -21,7 +21,7 @@ type Slow struct {
 
 // Finished takes a connection into account.
 func (s *Slow) Finished(c *lifecycle.Conn) {
-	for i, span := range c.Spans {
+	for i, span := range c.Spans.All() {
 		if span.Start == 0 || span.State == event.StateListen {
 			continue
 		}

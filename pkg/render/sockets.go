@@ -14,7 +14,7 @@ import (
 // Sockets shows each socket of a census: a table for people, records of event
 // name tcp.socket for machines.
 func (r *Writer) Sockets(c *census.Census, processes func(event.Task) Process) {
-	if r.opts.Format == FormatJSON {
+	if r.opts.Format.records() {
 		for _, s := range c.Sockets {
 			r.jsonSocketNow(c.Now, s, processes)
 			r.full()
@@ -136,11 +136,13 @@ func appendSocketIDs(b []byte, s *census.Socket) []byte {
 	if s.Inode != 0 {
 		b = appendInt(append(b, " ino:"...), int64(s.Inode))
 	}
-	if !s.Flags.Has(event.FlagMini) {
+	if tellsUID(s) {
 		b = appendInt(append(b, " uid:"...), int64(s.UID))
 	}
 	return b
 }
+
+func tellsUID(s *census.Socket) bool { return s.UID != event.NoUID && !s.Flags.Has(event.FlagMini) }
 
 func (r *Writer) jsonSocketNow(now int64, s *census.Socket, processes func(event.Task) Process) {
 	r.begin("tcp.socket", "INFO", now)
@@ -165,7 +167,7 @@ func (r *Writer) jsonSocketNow(now int64, s *census.Socket, processes func(event
 		b = text(b, "stated.process.source", ownerSource(s).String())
 		b = process(b, "process.", &s.Holders[0].Task)
 		p := processes(s.Holders[0].Task)
-		b = r.jsonProcess(b, &p)
+		b = r.jsonProcess(b, s.Holders[0].PID, &p)
 	}
 	b = jsonHolders(b, "stated.socket.holders", s)
 	m := append(AppendEnds(r.line[:0], s), ' ')
@@ -206,7 +208,7 @@ func socketFacts(b []byte, s *census.Socket) []byte {
 	b = number(b, "stated.netns.inode", int64(s.Netns))
 	b = text(b, "stated.connection.role", s.Role.String())
 	b = text(b, "stated.connection.role_known", s.RoleKnown.String())
-	if !s.Flags.Has(event.FlagMini) {
+	if tellsUID(s) {
 		b = identity(b, "user.id", uint64(s.UID))
 	}
 	if s.Err != 0 {
@@ -215,7 +217,9 @@ func socketFacts(b []byte, s *census.Socket) []byte {
 	if s.Age.Max != 0 {
 		b = number(b, "stated.state.age_at_most_ns", s.Age.Max)
 	}
-	b = strconv.AppendBool(key(b, "stated.socket.waited_for"), s.Waited)
+	if !s.Limited {
+		b = strconv.AppendBool(key(b, "stated.socket.waited_for"), s.Waited)
+	}
 	if n := s.Elsewhere(); n > 0 && s.Inode != 0 {
 		b = number(b, "stated.socket.held_elsewhere", int64(n))
 	}

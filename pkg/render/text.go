@@ -71,9 +71,9 @@ func (r *Writer) textConn(c *lifecycle.Conn) {
 	r.buf = append(r.buf, "  "...)
 	r.column, r.lines = indent, 1
 	r.put(styleBold, 0, appendOwner(r.line[:0], c))
-	r.put("", 2, appendArrow(AppendAddr(r.line[:0], c.Local), c))
+	r.put("", 2, appendArrow(AppendAddr(r.line[:0], c.Local.AddrPort()), c))
 	if c.Role != lifecycle.RoleListener {
-		r.put("", 1, AppendAddr(r.line[:0], c.Peer))
+		r.put("", 1, AppendAddr(r.line[:0], c.Peer.AddrPort()))
 	}
 	if start, known := c.Start(); start != 0 {
 		b := r.line[:0]
@@ -87,6 +87,9 @@ func (r *Writer) textConn(c *lifecycle.Conn) {
 		style = styleRed
 	}
 	r.put(style, 2, cut(appendOutcome(r.line[:0], c), Width-indent))
+	if c.Protocol == event.ProtoMPTCP || c.Subflow {
+		r.put(styleDim, 2, appendMultipath(r.line[:0], c))
+	}
 	if r.lines == 1 {
 		r.breakLine()
 	}
@@ -112,7 +115,7 @@ func cut(text []byte, n int) []byte {
 
 // appendStates adds each state and its duration: ~ is inferred, ≥ at least.
 func (r *Writer) appendStates(b []byte, c *lifecycle.Conn) []byte {
-	for i, s := range c.Spans {
+	for i, s := range c.Spans.All() {
 		if i > 0 {
 			b = append(b, " · "...)
 		}
@@ -137,6 +140,7 @@ func (r *Writer) appendStates(b []byte, c *lifecycle.Conn) []byte {
 		}
 		b = append(b, c.Lingers.Name(r.opts.Names)...)
 		switch {
+		case c.LingerStart == 0:
 		case c.LingerEnd != 0:
 			b = AppendDuration(append(b, ' '), c.LingerEnd-c.LingerStart)
 		case c.Lingers == event.StateTimeWait:
@@ -151,31 +155,52 @@ func (r *Writer) appendStates(b []byte, c *lifecycle.Conn) []byte {
 	return b
 }
 
+// appendMultipath says what an MPTCP connection has, or what a subflow is of: by
+// the end that tells it from others of the same service.
+func appendMultipath(b []byte, c *lifecycle.Conn) []byte {
+	m := c.Multipath()
+	switch {
+	case c.Protocol == event.ProtoMPTCP:
+		b = append(b, "MPTCP"...)
+		if m != nil && m.Subflows > 0 {
+			b = appendCount(append(b, ", "...), m.Subflows, "subflow")
+		}
+	case c.Subflow:
+		b = append(b, "MPTCP subflow"...)
+		if m != nil && c.Role == lifecycle.RoleServer && m.Peer.IsValid() {
+			b = AppendAddr(append(b, " of "...), m.Peer.AddrPort())
+		} else if m != nil && m.Local.IsValid() {
+			b = AppendAddr(append(b, " of "...), m.Local.AddrPort())
+		}
+	}
+	return b
+}
+
 // slowAccept is from when on the wait for accept() is worth a word.
 const slowAccept = int64(time.Millisecond)
 
 // appendFacts adds bytes, round trip and retransmissions, where there were any.
 func appendFacts(b []byte, c *lifecycle.Conn) []byte {
 	if c.Role == lifecycle.RoleListener {
-		if c.Overflows != 0 {
-			b = strconv.AppendUint(append(b, "   SYNs dropped by a full queue "...), c.Overflows, 10)
+		if n := c.Overflows(); n != 0 {
+			b = strconv.AppendUint(append(b, "   SYNs dropped by a full queue "...), n, 10)
 		}
 		return b
 	}
 	if c.Cookie {
 		b = append(b, " SYN cookie"...)
 	}
-	if c.BytesSent != 0 || c.BytesReceived != 0 {
+	if !c.Uncounted && (c.BytesSent != 0 || c.BytesReceived != 0) {
 		b = AppendBytes(append(b, "   ↑"...), c.BytesSent)
 		b = AppendBytes(append(b, " ↓"...), c.BytesReceived)
 	}
 	if wait, ok := c.AcceptWait(); ok && wait >= slowAccept {
 		b = AppendDuration(append(b, " accepted after "...), wait)
 	}
-	if c.SRTT != 0 {
+	if !c.Uncounted && c.SRTT != 0 {
 		b = AppendDuration(append(b, " rtt "...), int64(c.SRTT)*1000)
 	}
-	if c.Retransmits != 0 {
+	if !c.Uncounted && c.Retransmits != 0 {
 		b = strconv.AppendUint(append(b, " retransmits "...), uint64(c.Retransmits), 10)
 	}
 	return b
@@ -234,6 +259,9 @@ func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
 	if e.Err != 0 {
 		who = append(append(who, "  "...), ErrnoText(e.Err)...)
 	}
+	if c.Protocol == event.ProtoMPTCP || c.Subflow {
+		who = appendMultipath(append(who, "  "...), c)
+	}
 	if r.opts.Format == FormatWide {
 		who = r.appendWide(who, c)
 	} else {
@@ -247,7 +275,7 @@ func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
 
 // stayed returns since when the connection is in its state, or known to be.
 func stayed(c *lifecycle.Conn) (int64, lifecycle.Known) {
-	last := c.Spans[len(c.Spans)-1]
+	last := c.Spans.Last()
 	if last.Start == 0 {
 		return c.FirstEvent, lifecycle.AtLeast
 	}
@@ -263,14 +291,15 @@ var endings = [...]string{
 
 // previous returns how long the state before the present one lasted.
 func previous(c *lifecycle.Conn) (int64, lifecycle.Known, bool) {
-	i := len(c.Spans) - 2
+	i := c.Spans.Len() - 2
 	if c.End != 0 {
 		i++
 	}
-	if i < 0 || c.Spans[i].Start == 0 {
+	if i < 0 || c.Spans.At(i).Start == 0 {
 		return 0, lifecycle.Seen, false
 	}
-	return c.SpanEnd(i, c.LastEvent) - c.Spans[i].Start, c.Spans[i].Known, true
+	span := c.Spans.At(i)
+	return c.SpanEnd(i, c.LastEvent) - span.Start, span.Known, true
 }
 
 // wideConn shows a connection with all that is known, in one line.
@@ -286,6 +315,9 @@ func (r *Writer) wideConn(c *lifecycle.Conn) {
 		b = AppendDuration(b, c.Until()-start)
 	}
 	b = appendOutcome(append(b, "  "...), c)
+	if c.Protocol == event.ProtoMPTCP || c.Subflow {
+		b = appendMultipath(append(b, "  "...), c)
+	}
 	b = r.appendStates(append(b, "  "...), c)
 	b = appendFacts(b, c)
 	b = r.appendWide(b, c)
@@ -307,8 +339,13 @@ func (r *Writer) appendWide(b []byte, c *lifecycle.Conn) []byte {
 	}
 	b = append(append(b, " role:"...), c.Role.String()...)
 	b = append(append(b, " owner:"...), c.Owner.Source.String()...)
-	if !c.Closer.IsZero() && c.Closer != c.Owner.Task {
-		b = AppendTask(append(b, " closer:"...), &c.Closer)
+	if c.Closer != nil && *c.Closer != c.Owner.Task {
+		b = AppendTask(append(b, " closer:"...), c.Closer)
+	}
+	if r.opts.Processes != nil && !c.Owner.IsZero() {
+		if p := r.opts.Processes(c.Owner.Task); p != nil {
+			b = appendProgram(b, p)
+		}
 	}
 	return b
 }
@@ -326,11 +363,11 @@ func appendOwner(b []byte, c *lifecycle.Conn) []byte {
 
 // appendTuple adds both ends, the arrow pointing from who connected.
 func appendTuple(b []byte, c *lifecycle.Conn) []byte {
-	b = appendArrow(AppendAddr(b, c.Local), c)
+	b = appendArrow(AppendAddr(b, c.Local.AddrPort()), c)
 	if c.Role == lifecycle.RoleListener {
 		return b
 	}
-	return AppendAddr(append(b, ' '), c.Peer)
+	return AppendAddr(append(b, ' '), c.Peer.AddrPort())
 }
 
 func appendArrow(b []byte, c *lifecycle.Conn) []byte {

@@ -32,6 +32,12 @@ type WorkerOptions struct {
 	// Acked is told of each batch that was acknowledged, in the worker's
 	// goroutine; may be nil.
 	Acked func([]Record)
+	// Failed is told why a Send, or a read of the spool, did not succeed and is
+	// repeated, Recovered that one did again, and Refused why records were
+	// rejected or cannot be kept as dead letters; in the worker's goroutine; may
+	// be nil. The reason may quote the collector.
+	Failed, Refused func(error)
+	Recovered       func()
 }
 
 // WorkerStats counts what a Worker did.
@@ -74,6 +80,15 @@ func NewWorker(s Sink, r *spool.Reader, o WorkerOptions) *Worker {
 	o.Timeout = or(o.Timeout, 30*time.Second)
 	o.MinBackoff = or(o.MinBackoff, 500*time.Millisecond)
 	o.MaxBackoff = or(o.MaxBackoff, 30*time.Second)
+	if o.Failed == nil {
+		o.Failed = func(error) {}
+	}
+	if o.Refused == nil {
+		o.Refused = func(error) {}
+	}
+	if o.Recovered == nil {
+		o.Recovered = func() {}
+	}
 	return &Worker{sink: s, reader: r, opts: o, end: r.Acked()}
 }
 
@@ -102,28 +117,53 @@ func (w *Worker) count(f func(*WorkerStats)) {
 
 // Run delivers until ctx is done, then what is in the spool by then, and
 // returns when that is done or hard is. What is not acknowledged stays in the
-// spool. An error means that the spool cannot be read.
-func (w *Worker) Run(ctx, hard context.Context) error {
-	for hard.Err() == nil {
+// spool. Where the spool cannot be read it is tried again.
+func (w *Worker) Run(ctx, hard context.Context) {
+	for failures := 0; hard.Err() == nil; {
 		last := ctx.Err() != nil // before the spool is read: what is there by then is delivered
 		err := w.fill()
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
 		if len(w.batch) > 0 {
 			w.deliver(hard, w.batch, w.ends)
 		}
 		if hard.Err() == nil {
 			w.reader.Commit(w.end)
 		}
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF):
 			if last {
-				return nil
+				return
 			}
 			w.reader.Wait(ctx)
+		case err != nil:
+			failures++
+			w.failed(fmt.Errorf("read the spool: %w", err), 0)
+			pause(hard, w.backoff(failures, 0))
+			continue
 		}
+		failures = 0
 	}
-	return nil
+}
+
+// failed notes that something did not succeed and is repeated.
+func (w *Worker) failed(err error, records int) {
+	w.count(func(s *WorkerStats) {
+		s.Retries++
+		s.Repeated += uint64(records)
+		s.LastError = err.Error()
+		if s.Failing == 0 {
+			s.Failing = time.Now().UnixNano()
+		}
+	})
+	w.opts.Failed(err)
+}
+
+// works notes that something succeeded.
+func (w *Worker) works() {
+	was := false
+	w.count(func(s *WorkerStats) { was, s.Failing = s.Failing != 0, 0 })
+	if was {
+		w.opts.Recovered()
+	}
 }
 
 // fill reads the next batch; io.EOF says that there is no more for now.
@@ -159,8 +199,8 @@ func (w *Worker) fill() error {
 			}
 			line = w.opts.Gap(e)
 		}
-		r, err := Parse(line)
-		if err == nil && w.opts.Want != nil && !w.opts.Want(&r) {
+		r, want := w.take(line)
+		if !want {
 			unwanted++
 			continue
 		}
@@ -170,6 +210,20 @@ func (w *Worker) fill() error {
 		w.ends = append(w.ends, w.end)
 	}
 	return nil
+}
+
+// take makes a record of a line, and says whether it goes to the sink. One that
+// makes the program panic goes to the dead letters: it would come again after each
+// restart.
+func (w *Worker) take(line []byte) (r Record, want bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			w.reject(context.Background(), []Record{{Line: line}}, &Rejected{Indexes: []int{0}, Err: fmt.Errorf("a record made the program panic: %v", p)})
+			want = false
+		}
+	}()
+	r, err := Parse(line)
+	return r, err != nil || w.opts.Want == nil || w.opts.Want(&r)
 }
 
 // deliver sends batch, and again until it is done with or ctx is done. ends has
@@ -205,14 +259,11 @@ func (w *Worker) deliver(ctx context.Context, batch []Record, ends []uint64) {
 		if errors.As(err, &retry) {
 			after = retry.After
 		}
-		w.count(func(s *WorkerStats) {
-			s.Retries++
-			s.Repeated += uint64(len(batch))
-			s.LastError = err.Error()
-			if s.Failing == 0 {
-				s.Failing = time.Now().UnixNano()
-			}
-		})
+		if ctx.Err() != nil { // it was stopped, which is no failure
+			w.count(func(s *WorkerStats) { s.Retries++; s.Repeated += uint64(len(batch)) })
+			return
+		}
+		w.failed(err, len(batch))
 		pause(ctx, w.backoff(failures, after))
 	}
 }
@@ -240,8 +291,8 @@ func (w *Worker) acknowledged(batch []Record) {
 	w.count(func(s *WorkerStats) {
 		s.Acked += uint64(len(batch))
 		s.Batches++
-		s.Failing = 0
 	})
+	w.works()
 }
 
 // reject sorts out what the sink will never take.
@@ -265,13 +316,15 @@ func (w *Worker) reject(ctx context.Context, batch []Record, why *Rejected) {
 	w.count(func(s *WorkerStats) {
 		s.Rejected += uint64(len(dead) + unnamed)
 		s.LastError = why.Error()
-		s.Failing = 0
 	})
+	w.works()
+	w.opts.Refused(why)
 	if w.opts.DeadLetter == nil || len(dead) == 0 {
 		return
 	}
 	if err := w.opts.DeadLetter.Send(ctx, dead); err != nil {
 		w.count(func(s *WorkerStats) { s.LastError = fmt.Sprintf("%v; keep what was rejected: %v", why, err) })
+		w.opts.Refused(fmt.Errorf("keep %d rejected records: %w", len(dead), err))
 		return
 	}
 	w.count(func(s *WorkerStats) { s.DeadLetter += uint64(len(dead)) })

@@ -97,9 +97,7 @@ func deliverAll(t *testing.T, c *collector, r *spool.Reader, o WorkerOptions) *W
 	w := NewWorker(c, r, o)
 	done, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := w.Run(done, t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	w.Run(done, t.Context())
 	if r.Backlog() != 0 {
 		t.Errorf("backlog %d", r.Backlog())
 	}
@@ -228,9 +226,7 @@ func TestDeadCollector(t *testing.T) {
 		return errors.New("connection refused")
 	}
 	w := NewWorker(c, r, fast)
-	if err := w.Run(t.Context(), hard); err != nil {
-		t.Fatal(err)
-	}
+	w.Run(t.Context(), hard)
 	if s := w.Stats(); s.Backlog != 30 || s.Failing == 0 || s.LastError != "connection refused" {
 		t.Errorf("%+v", s)
 	}
@@ -258,16 +254,14 @@ func TestFollowAndGap(t *testing.T) {
 	}
 	w := NewWorker(c, r, o)
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- w.Run(ctx, t.Context()) }()
+	ended := make(chan struct{})
+	go func() { w.Run(ctx, t.Context()); close(ended) }()
 	appendTo(t, s, 10, 10)
 	s.Drop(5)
 	appendTo(t, s, 20, 10)
 	<-all
 	cancel()
-	if err := <-ended; err != nil {
-		t.Fatal(err)
-	}
+	<-ended
 	if s := w.Stats(); s.Missing != 5 || s.Unwanted != 1 || s.Acked != 30 {
 		t.Errorf("%+v", s)
 	}
@@ -289,9 +283,7 @@ func TestDrainTakesTheLast(t *testing.T) {
 		}
 		return nil
 	}
-	if err := NewWorker(c, r, fast).Run(ctx, t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	NewWorker(c, r, fast).Run(ctx, t.Context())
 	wantUIDs(t, c.uids, 8)
 }
 
@@ -332,5 +324,66 @@ func TestParse(t *testing.T) {
 	}
 	if _, err := Parse([]byte(`{"event.name":`)); err == nil {
 		t.Error("no error of half a record")
+	}
+}
+
+// flaky is a file system that opens nothing while it fails.
+type flaky struct {
+	spool.OS
+	fails int
+}
+
+func (f *flaky) Open(name string, create bool) (spool.File, error) {
+	if strings.HasSuffix(name, ".seg") && f.fails > 0 {
+		f.fails--
+		return nil, errors.New("too many open files")
+	}
+	return f.OS.Open(name, create)
+}
+
+// A spool that cannot be read for a while delays records, and why is told.
+func TestUnreadableSpool(t *testing.T) {
+	disk := new(flaky)
+	s, err := spool.Open(t.TempDir(), spool.Options{FS: disk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	r, err := s.Reader("r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendTo(t, s, 0, 20)
+	disk.fails = 3
+	c := new(collector)
+	o := fast
+	var told []string
+	o.Failed = func(err error) { told = append(told, err.Error()) }
+	o.Recovered = func() { told = append(told, "again") }
+	w := deliverAll(t, c, r, o)
+	wantUIDs(t, c.uids, 20)
+	if len(told) != 4 || !strings.Contains(told[0], "too many open files") || told[3] != "again" {
+		t.Errorf("told %q", told)
+	}
+	if s := w.Stats(); s.Failing != 0 || s.Retries != 3 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A record that makes the program panic is a dead letter, and the others go on.
+func TestPanickingRecord(t *testing.T) {
+	_, r := spooled(t, 20)
+	c, dead := new(collector), new(collector)
+	o := fast
+	o.DeadLetter = dead
+	o.Want = func(r *Record) bool {
+		if r.UID == "run-7" {
+			panic("a bug")
+		}
+		return true
+	}
+	w := deliverAll(t, c, r, o)
+	if s := w.Stats(); s.Acked != 19 || s.Rejected != 1 || s.DeadLetter != 1 || len(c.uids) != 19 {
+		t.Errorf("%+v", s)
 	}
 }

@@ -268,5 +268,15 @@ func (s *Spool) saveCursors() error {
 			return err
 		}
 	}
+	s.mu.Lock()
+	next, told := s.next, len(s.segments) > 0 && s.segments[len(s.segments)-1].end >= s.next
+	s.mu.Unlock()
+	if told || s.place == nil || next == s.place.next.Load() {
+		return nil
+	}
+	if err := s.place.save(next); err != nil {
+		s.fail("cursor")
+		return err
+	}
 	return nil
 }

@@ -12,6 +12,7 @@
 package spool
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/stated-tcp/stated/pkg/block"
 )
@@ -35,6 +37,8 @@ type Options struct {
 	KeepBytes    int64 // keep that much although every reader has it
 	DropOldest   bool  // when full, drop the oldest segment rather than refuse
 	SyncAlways   bool  // Append returns when its block is durable
+	// Synced is told how long each sync of what was appended took, by the writer; may be nil.
+	Synced func(time.Duration)
 }
 
 // Stats counts what a spool has and did. Errors are counted by operation.
@@ -65,6 +69,10 @@ type Spool struct {
 	active File
 	dirty  bool // active has what was not synced
 	broken bool // active ends in something that could not be cut off
+
+	// place has next where that is behind the last block: records were dropped,
+	// and nothing came after them that would tell.
+	place *cursor
 
 	mu       sync.Mutex // guards what follows
 	segments []*segment // oldest first, the last is active
@@ -129,7 +137,16 @@ func Open(dir string, o Options) (_ *Spool, err error) {
 	if err := s.load(); err != nil {
 		return nil, err
 	}
-	return s, nil
+	// made now, as a full disk is when it is needed; no reader has such a name
+	if s.place, err = openCursor(s.fs, s.path("+next.cursor"), s.next); err != nil {
+		return nil, err
+	}
+	if s.place.turn == 0 {
+		if err := s.place.save(s.next); err != nil {
+			return nil, err
+		}
+	}
+	return s, s.fs.SyncDir(s.dir)
 }
 
 // load finds the segments and the cursors. The next sequence number is one that
@@ -277,7 +294,7 @@ func (s *Spool) Append(lines []byte, count int) error {
 }
 
 // Drop gives up count records that could not be appended: readers are told when
-// they come to the next block.
+// they come to the next block, also after the next Open.
 func (s *Spool) Drop(count uint64) {
 	s.mu.Lock()
 	s.next += count
@@ -337,10 +354,14 @@ func (s *Spool) Sync() error {
 	if s.active == nil || !s.dirty {
 		return nil
 	}
+	begun := time.Now()
 	if err := s.active.Sync(); err != nil {
 		s.fail("sync")
 		s.broken = true // another sync would succeed whatever this one lost
 		return fmt.Errorf("sync the spool: %w", err)
+	}
+	if s.opts.Synced != nil {
+		s.opts.Synced(time.Since(begun))
 	}
 	s.dirty = false
 	return nil
@@ -440,6 +461,34 @@ func (s *Spool) Stats() Stats {
 	return out
 }
 
+// Oldest returns the oldest record that is kept, delivered or not; io.EOF where
+// there is none.
+func (s *Spool) Oldest() ([]byte, error) {
+	s.mu.Lock()
+	if len(s.segments) == 0 {
+		s.mu.Unlock()
+		return nil, io.EOF
+	}
+	seg := s.segments[0]
+	s.mu.Unlock()
+	f, err := s.fs.Open(s.path(segmentName(seg.first)), false)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	blocks, err := block.NewReader(&tail{s: s, seg: seg, file: f})
+	if err != nil {
+		return nil, err
+	}
+	defer blocks.Close()
+	_, lines, err := blocks.Next()
+	if err != nil {
+		return nil, err
+	}
+	line, _, _ := bytes.Cut(lines, []byte{'\n'})
+	return line, nil
+}
+
 // Close makes everything durable and lets go of the folder. Readers must not be
 // used any more.
 func (s *Spool) Close() error {
@@ -457,6 +506,10 @@ func (s *Spool) Close() error {
 	if s.active != nil {
 		errs = append(errs, s.active.Close())
 		s.active = nil
+	}
+	if s.place != nil {
+		errs = append(errs, s.place.file.Close())
+		s.place = nil
 	}
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())

@@ -237,3 +237,20 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// What was dropped last is told after the next Open, too.
+func TestDropThenClose(t *testing.T) {
+	dir := t.TempDir()
+	s, r := open(t, dir, Options{})
+	fill(t, s, 1, 2)
+	s.Drop(5)
+	drain(t, r)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, r = open(t, dir, Options{})
+	fill(t, s, 1, 1)
+	if _, missing := drain(t, r); len(missing) != 1 || missing[0].Missing != 5 || missing[0].Damaged {
+		t.Errorf("missing: %+v", missing)
+	}
+}

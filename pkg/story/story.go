@@ -7,6 +7,7 @@ package story
 
 import (
 	"bytes"
+	"cmp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -231,7 +232,11 @@ func (t *Teller) data(s *census.Socket) []byte {
 		b = append(render.AppendBytes(b, n), " went"...)
 		b = append(ago(b, ", the last ", s, s.LastSent), ". "...)
 	}
-	if s.LastSegment != 0 {
+	switch {
+	case s.LastSegment == 0:
+	case s.Limited:
+		b = append(ago(b, "The last acknowledgement of the peer came ", s, s.LastSegment), ". "...)
+	default:
 		b = append(ago(b, "The last segment of any kind was ", s, s.LastSegment), ". "...)
 	}
 	return b
@@ -355,8 +360,8 @@ func (t *Teller) who(b []byte, task event.Task) []byte {
 	}
 	put("user ", p.User)
 	put("unit ", p.Unit)
-	put("container ", p.Container)
-	put("pod ", p.Pod)
+	put("container ", cmp.Or(p.ContainerName, p.Container))
+	put("pod ", cmp.Or(p.PodName, p.Pod))
 	if len(b) == start {
 		b = append(b, "(nothing more is known of it)"...)
 	}

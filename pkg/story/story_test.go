@@ -76,7 +76,7 @@ func newHost() *host {
 			return nil
 		}
 		return &lifecycle.Conn{Role: lifecycle.RoleServer, State: event.StateCloseWait,
-			Spans: []lifecycle.Span{{Start: now - 60e9, State: event.StateCloseWait, Known: lifecycle.Seen}}}
+			Spans: lifecycle.PathOf(lifecycle.Span{Start: now - 60e9, State: event.StateCloseWait, Known: lifecycle.Seen}), Shared: new(lifecycle.Shared)}
 	})
 	return h
 }

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-# A thread for each connection. Logs "PID PEERPORT" of each that it accepted.
+# A thread with a name of its own for each connection. Logs
+# "PID PEERPORT PID" of each: the process accepts and closes.
 import os, socketserver, sys
 
 
 class Handler(socketserver.StreamRequestHandler):
     def handle(self):
-        os.write(1, b"%d %d\n" % (os.getpid(), self.client_address[1]))
+        with open("/proc/thread-self/comm", "w") as comm:
+            comm.write("handler")
+        os.write(1, b"%d %d %d\n" % (os.getpid(), self.client_address[1], os.getpid()))
         self.rfile.readline()
         self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\nok")
 

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/stated-tcp/stated/pkg/block"
 	"github.com/stated-tcp/stated/pkg/sink"
 )
@@ -79,6 +81,10 @@ func (s *Sink) open() error {
 	if err != nil {
 		return fmt.Errorf("open the file of records: %w", err)
 	}
+	if err := lock(f); err != nil {
+		f.Close()
+		return fmt.Errorf("open the file of records: %w", err)
+	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
 		err = fmt.Errorf("%s is no regular file", s.cfg.Path)
@@ -97,6 +103,16 @@ func (s *Sink) open() error {
 	}
 	s.file = f
 	return nil
+}
+
+// lock is held until the file is closed, however that comes: another writer
+// would cut off what this one is writing, and write over it.
+func lock(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("%s is being written by another sink or process: give each a file of its own", f.Name())
+	}
+	return nil // or there are no locks on that file system
 }
 
 func (s *Sink) wholeLines(f *os.File) error {

@@ -19,6 +19,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/stated-tcp/stated/pkg/sink"
+	"github.com/stated-tcp/stated/pkg/sink/sinktest"
 )
 
 func records(from, n int) []sink.Record {
@@ -53,6 +54,11 @@ func send(t *testing.T, s *Sink, from, n int) {
 // stored returns the lines of all files whose name begins with path, oldest
 // first.
 func stored(t *testing.T, path string) (lines []string) {
+	return strings.Fields(string(text(t, path)))
+}
+
+// text is what is in these files.
+func text(t *testing.T, path string) (all []byte) {
 	t.Helper()
 	names, err := filepath.Glob(path + "*")
 	if err != nil {
@@ -75,9 +81,36 @@ func stored(t *testing.T, path string) (lines []string) {
 			}
 			dec.Close()
 		}
-		lines = append(lines, strings.Fields(string(text))...)
+		all = append(all, text...)
 	}
-	return lines
+	return all
+}
+
+// TestRecords: what is in the files is what was sent, and fits the schema.
+func TestRecords(t *testing.T) {
+	for _, cfg := range []Config{{Path: "a.jsonl", RotateBytes: 100_000}, {Path: "a.zst", Zstd: true}} {
+		cfg.Path = filepath.Join(t.TempDir(), cfg.Path)
+		s := newSink(t, cfg)
+		var all []sink.Record
+		for range 3 {
+			batch := sinktest.Records(200)
+			sinktest.Insist(t, s, batch)
+			all = append(all, batch...)
+		}
+		s.Close()
+		store := sinktest.NewStore()
+		for line := range bytes.Lines(text(t, cfg.Path)) {
+			r, err := sink.Parse(line)
+			if err != nil {
+				t.Fatal(err)
+			}
+			store.Add(r.UID, line)
+		}
+		sinktest.Stored(t, store, all)
+		if n, twice := store.Len(); n != len(all) || twice > 0 {
+			t.Errorf("%d records, %d of them twice", n, twice)
+		}
+	}
 }
 
 func want(t *testing.T, lines []string, n int) {
@@ -151,6 +184,34 @@ func TestReopen(t *testing.T) {
 	s.Reopen()
 	send(t, s, 3, 3)
 	want(t, stored(t, path), 6)
+}
+
+// A file has one writer: the second is told so, touches nothing, and gets it when
+// the first is done.
+func TestTwoWriters(t *testing.T) {
+	dir := t.TempDir()
+	path, link := filepath.Join(dir, "a.jsonl"), filepath.Join(dir, "link")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	first := newSink(t, Config{Path: path, RotateBytes: 20})
+	for i := range 10 {
+		send(t, first, i, 1) // and rotates
+		for _, other := range []string{path, link} {
+			if s, err := New(Config{Path: other}); err == nil || !strings.Contains(err.Error(), "another sink or process") {
+				t.Errorf("%s: %v", other, err)
+				s.Close()
+			}
+		}
+	}
+	first.Reopen()
+	send(t, first, 10, 1)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	send(t, newSink(t, Config{Path: path}), 11, 1)
+	os.Remove(link)
+	want(t, stored(t, path), 12)
 }
 
 // A disk that is full is an error, leaves no half line, and is survived.

@@ -98,6 +98,19 @@ func Scan(line []byte) Scanner {
 	return s
 }
 
+// Member is the member of an Object, if it has it.
+func (v Value) Member(key string) (Value, bool) {
+	if v.Kind != Object {
+		return Value{}, false
+	}
+	for s := v.Scan(); s.Next(); {
+		if string(s.Key) == key {
+			return s.Value, true
+		}
+	}
+	return Value{}, false
+}
+
 // Scan goes through an Array or an Object.
 func (v Value) Scan() Scanner { return begin(v.Raw, 1) }
 

@@ -74,6 +74,20 @@ func TestBroken(t *testing.T) {
 	}
 }
 
+func TestMember(t *testing.T) {
+	s := Scan([]byte(`{"host":{"os":{"name":"no"},"name":"web-1"}}`))
+	s.Next()
+	if v, ok := s.Value.Member("name"); !ok || string(v.Raw) != "web-1" {
+		t.Errorf("%q, %v", v.Raw, ok)
+	}
+	if v, ok := s.Value.Member("id"); ok {
+		t.Errorf("%q", v.Raw)
+	}
+	if v, ok := (Value{Kind: String, Raw: []byte("{")}).Member("name"); ok {
+		t.Errorf("%q", v.Raw)
+	}
+}
+
 func TestTextKeepsTheLine(t *testing.T) {
 	s := Scan([]byte(`{"a":"x\ny"}`))
 	s.Next()

@@ -103,5 +103,5 @@ func TestOTelCollector(t *testing.T) {
 			}
 		}
 	})
-	sinktest.Kept(t, store, all, true)
+	sinktest.Stored(t, store, all)
 }

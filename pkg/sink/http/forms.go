@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"regexp"
 	"slices"
 	"strconv"
 	"time"
@@ -194,10 +195,17 @@ type clickhouse struct{}
 // mismatch, cannot parse number, incorrect data, too large string.
 var badData = []string{"6", "26", "27", "38", "41", "53", "72", "117", "131"}
 
+// exceptionCode is in the text of an exception, which is all of the answer; the
+// header is missing in versions before 19 and where the exception came late.
+var exceptionCode = regexp.MustCompile(`^Code: ([0-9]+)[.,]`)
+
 // judge goes by the code of the exception: the status is 500 for most, and may
 // be 200 where the exception came late.
 func (clickhouse) judge(a *transport.Answer, n int) error {
 	code := a.Header.Get("X-ClickHouse-Exception-Code")
+	if m := exceptionCode.FindSubmatch(a.Body); code == "" && m != nil {
+		code = string(m[1])
+	}
 	if code == "" {
 		return a.Err(n)
 	}

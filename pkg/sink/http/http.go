@@ -81,6 +81,10 @@ func read(r *sink.Record) (f facts, err error) {
 			if s.Value.Kind == flat.String {
 				f.host = s.Value.Raw
 			}
+		case "host": // of ECS
+			if name, _ := s.Value.Member("name"); name.Kind == flat.String {
+				f.host = name.Raw
+			}
 		case "@timestamp":
 			f.atTimestamp = true
 		}

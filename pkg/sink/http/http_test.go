@@ -200,6 +200,9 @@ func TestAnswers(t *testing.T) {
 		{"clickhouse", 400, "117", "", 1, "rejected [0]"},
 		{"clickhouse", 200, "241", "Memory limit exceeded", 3, "retry after 5s"},
 		{"clickhouse", 400, "62", "Syntax error", 3, "retry after 5s"},
+		{"clickhouse", 500, "", "Code: 27, e.displayText() = DB::Exception: Cannot parse input", 3, "split"}, // 18.16
+		{"clickhouse", 200, "", "Code: 27. DB::Exception: Cannot parse input", 1, "rejected [0]"},
+		{"clickhouse", 500, "", "Code: 241. DB::Exception: Memory limit", 1, "retry after 5s"},
 		{"clickhouse", 404, "60", "Unknown table", 1, "retry after 5s"},
 		{"splunk_hec", 400, "", `{"text":"Invalid data format","code":6,"invalid-event-number":1}`, 3, "split"},
 		{"splunk_hec", 400, "", `{"text":"Incorrect index","code":7}`, 3, "retry after 5s"},
@@ -277,6 +280,19 @@ func TestBroken(t *testing.T) {
 	batch[0].Line = []byte(`{"torn`)
 	if got := verdict(s.Send(context.Background(), batch)); got != "rejected [0 2]" {
 		t.Error(got)
+	}
+}
+
+// TestECS: a document of ECS is understood as the record that it is.
+func TestECS(t *testing.T) {
+	r := sinktest.Records(1)[0]
+	r.Line = []byte(`{"@timestamp":"2026-11-18T11:06:40Z","host":{"boot":{"id":"b"},"name":"web-1"}}`)
+	f, err := read(&r)
+	if err != nil || string(f.host) != "web-1" || !f.atTimestamp {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if body := string(elasticsearch{index: "i"}.add(nil, &r, &f)); strings.Count(body, "@timestamp") != 1 {
+		t.Error(body)
 	}
 }
 

@@ -48,5 +48,5 @@ func TestOTelCollector(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	sinktest.Kept(t, store, all, true)
+	sinktest.Stored(t, store, all)
 }

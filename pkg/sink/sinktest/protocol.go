@@ -211,6 +211,11 @@ func testDelivers(t *testing.T, p Protocol) {
 		}
 		Kept(t, c.Store, batch, p.Acked)
 	}
+	odd := []sink.Record{Odd()}
+	if err := Send(t.Context(), s, odd); err != nil {
+		t.Fatalf("a record of odd shape: %v", err)
+	}
+	Kept(t, c.Store, odd, p.Acked)
 	if _, twice := c.Store.Len(); twice > 0 {
 		t.Errorf("%d came twice without need", twice)
 	}

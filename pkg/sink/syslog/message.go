@@ -125,6 +125,10 @@ func (e *encoder) scan(r *sink.Record) error {
 		switch string(s.Key) {
 		case "host.name":
 			e.host = appendPrintable(e.host[:0], s.Value.Text(e.text), 255)
+		case "host": // of ECS
+			if name, ok := s.Value.Member("name"); ok {
+				e.host = appendPrintable(e.host[:0], name.Text(e.text), 255)
+			}
 		case "message":
 			if e.structured {
 				e.human = appendVisible(e.human, s.Value.Text(e.text))

@@ -5,11 +5,10 @@ package syslog
 import (
 	"bufio"
 	"bytes"
-	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,155 +19,45 @@ import (
 
 // daemon is a real collector with its output in a file.
 type daemon struct {
-	t    *testing.T
-	root string // where .ci/collectors unpacked it
-	dir  string // its own
-	out  string // what it stored
-	argv []string
-	cmd  *exec.Cmd
-	said bytes.Buffer
+	*sinktest.Daemon
+	t   *testing.T
+	out string // what it stored
 }
 
-func collectors(t *testing.T) string {
-	t.Helper()
-	root := os.Getenv("STATED_COLLECTORS")
-	if root == "" {
-		t.Skip("STATED_COLLECTORS is not set: .ci/collectors fills it with rsyslog and syslog-ng")
-	}
-	if _, err := os.Stat(filepath.Join(root, "complete")); err != nil {
-		t.Fatalf("STATED_COLLECTORS: %v; run .ci/collectors", err)
-	}
-	return root
-}
+const docs = "../../../cmd/stated/docs/collectors"
 
-// config reads an example of cmd/stated/docs/collectors and puts this test's places into it.
-func config(t *testing.T, name string, replace ...string) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join("../../../cmd/stated/docs/collectors", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 0; i < len(replace); i += 2 {
-		if !strings.Contains(string(text), replace[i]) {
-			t.Fatalf("%s has no %q", name, replace[i])
-		}
-	}
-	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, []byte(strings.NewReplacer(replace...).Replace(string(text))), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-func freePort(t *testing.T, network string) string {
-	t.Helper()
-	if network == "udp" {
-		c, err := net.ListenPacket("udp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		return c.LocalAddr().String()
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-func (d *daemon) start() {
-	d.t.Helper()
-	d.cmd = exec.Command(d.argv[0], d.argv[1:]...)
-	lib := d.root + "/usr/lib/x86_64-linux-gnu"
-	if dirs, _ := filepath.Glob(d.root + "/usr/lib/*-linux-gnu"); len(dirs) > 0 {
-		lib = dirs[0]
-	}
-	d.cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+strings.Join([]string{
-		lib, strings.Replace(lib, d.root+"/usr", d.root, 1), d.root + "/usr/lib/syslog-ng"}, ":"))
-	d.cmd.Stdout, d.cmd.Stderr = &d.said, &d.said
-	if err := d.cmd.Start(); err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-func (d *daemon) kill() {
-	d.cmd.Process.Kill()
-	d.cmd.Wait()
-}
-
-// rsyslog starts rsyslog with one of the inputs of cmd/stated/docs/collectors/rsyslog.conf.
-func rsyslog(t *testing.T, secure *sinktest.Authority) (d *daemon, ports map[string]string) {
-	root := collectors(t)
-	d = &daemon{t: t, root: root, dir: t.TempDir()}
-	d.out = filepath.Join(d.dir, "stated.jsonl")
-	ports = map[string]string{}
-	replace := []string{"/var/log/stated.jsonl", d.out, "/var/spool/rsyslog", d.dir}
-	for name, port := range map[string]string{"udp": "514", "tcp": "601", "relp": "2514", "tls": "6514", "relp+tls": "2515"} {
-		network := "tcp"
-		if name == "udp" {
-			network = "udp"
-		}
-		ports[name] = freePort(t, network)
-		_, p, _ := net.SplitHostPort(ports[name])
-		replace = append(replace, fmt.Sprintf(`port="%s"`, port), fmt.Sprintf(`address="127.0.0.1" port="%s"`, p))
-	}
-	cert, key := secure.Issue(t, "server", time.Now().Add(time.Hour))
-	replace = append(replace, "/etc/rsyslog-tls/ca.pem", secure.CAFile, "/etc/rsyslog-tls/cert.pem", cert, "/etc/rsyslog-tls/key.pem", key)
-	conf := config(t, "rsyslog.conf", replace...)
-	modules, _ := filepath.Glob(root + "/usr/lib/*/rsyslog")
-	if len(modules) == 0 {
-		t.Fatalf("no modules of rsyslog in %s", root)
-	}
-	d.argv = []string{root + "/usr/sbin/rsyslogd", "-n", "-f", conf, "-i", filepath.Join(d.dir, "pid"), "-M", modules[0]}
-	d.start()
-	t.Cleanup(func() {
-		d.kill()
-		if t.Failed() {
-			t.Logf("it said: %s", &d.said)
-		}
-	})
-	return d, ports
+func rsyslog(t *testing.T, secure *sinktest.Authority) (*daemon, map[string]string) {
+	r := sinktest.StartRsyslog(t, docs, secure)
+	return &daemon{Daemon: r.Daemon, t: t, out: r.Out}, r.Ports
 }
 
 // stored waits for a batch in the daemon's file, and compares each record.
 func (d *daemon) stored(batch []sink.Record) (lines int) {
 	d.t.Helper()
-	end := time.Now().Add(30 * time.Second)
-	for {
-		store := sinktest.NewStore()
+	store := sinktest.NewStore()
+	sinktest.Await(d.t, "all records are stored", func() bool {
 		f, err := os.Open(d.out)
-		lines = 0
-		if err == nil {
-			in := bufio.NewScanner(f)
-			in.Buffer(nil, 1<<20)
-			for in.Scan() {
-				lines++
-				if _, rest, ok := strings.Cut(in.Text(), `"log.record.uid":"`); ok {
-					uid, _, _ := strings.Cut(rest, `"`)
-					store.Add(uid, in.Bytes())
-				}
-			}
-			f.Close()
+		if err != nil {
+			return false
 		}
-		missing := ""
-		for _, r := range batch {
-			if _, ok := store.Get(r.UID); !ok {
-				missing = r.UID
-				break
+		defer f.Close()
+		store, lines = sinktest.NewStore(), 0
+		in := bufio.NewScanner(f)
+		in.Buffer(nil, 1<<20)
+		for in.Scan() {
+			lines++
+			if _, rest, ok := strings.Cut(in.Text(), `"log.record.uid":"`); ok {
+				uid, _, _ := strings.Cut(rest, `"`)
+				store.Add(uid, in.Bytes())
 			}
 		}
-		if missing == "" {
-			sinktest.Kept(d.t, store, batch, true)
-			return lines
-		}
-		if time.Now().After(end) {
-			n, _ := store.Len()
-			d.t.Fatalf("record %s of %d is not stored; %d are", missing, len(batch), n)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+		return !slices.ContainsFunc(batch, func(r sink.Record) bool {
+			_, ok := store.Get(r.UID)
+			return !ok
+		})
+	})
+	sinktest.Stored(d.t, store, batch)
+	return lines
 }
 
 func TestRsyslog(t *testing.T) {
@@ -229,8 +118,8 @@ func TestRsyslogKilled(t *testing.T) {
 					}
 					time.Sleep(time.Millisecond)
 				}
-				d.kill()
-				d.start()
+				d.Kill()
+				d.Start(t)
 			}()
 		} else {
 			close(done)
@@ -247,31 +136,24 @@ func TestRsyslogKilled(t *testing.T) {
 }
 
 func TestSyslogNG(t *testing.T) {
-	root := collectors(t)
+	root := sinktest.Collectors(t)
 	a := sinktest.NewAuthority(t)
 	cert, key := a.Issue(t, "server", time.Now().Add(time.Hour))
 	for _, network := range []string{"tcp", "tls"} {
 		t.Run(network, func(t *testing.T) {
-			d := &daemon{t: t, root: root, dir: t.TempDir()}
-			d.out = filepath.Join(d.dir, "stated.jsonl")
-			plain, secure := freePort(t, "tcp"), freePort(t, "tcp")
+			dir := t.TempDir()
+			d := &daemon{t: t, out: filepath.Join(dir, "stated.jsonl")}
+			plain, secure := sinktest.FreePort(t, "tcp"), sinktest.FreePort(t, "tcp")
 			_, plainPort, _ := net.SplitHostPort(plain)
 			_, securePort, _ := net.SplitHostPort(secure)
-			conf := config(t, "syslog-ng.conf", "/var/log/stated.jsonl", d.out, "port(601)", `ip("127.0.0.1") port(`+plainPort+")", "port(6514)", `ip("127.0.0.1") port(`+securePort+")",
+			conf := sinktest.Example(t, docs, "syslog-ng.conf", "/var/log/stated.jsonl", d.out, "port(601)", `ip("127.0.0.1") port(`+plainPort+")", "port(6514)", `ip("127.0.0.1") port(`+securePort+")",
 				"/etc/syslog-ng-tls/ca.pem", a.CAFile, "/etc/syslog-ng-tls/cert.pem", cert, "/etc/syslog-ng-tls/key.pem", key)
 			modules, _ := filepath.Glob(root + "/usr/lib/syslog-ng/[0-9]*")
 			if len(modules) == 0 {
 				t.Fatalf("no modules of syslog-ng in %s", root)
 			}
-			d.argv = []string{root + "/usr/sbin/syslog-ng", "-F", "--no-caps", "--stderr", "-f", conf, "--module-path", modules[0],
-				"-R", d.dir + "/persist", "-p", d.dir + "/pid", "-c", d.dir + "/ctl"}
-			d.start()
-			t.Cleanup(func() {
-				d.kill()
-				if t.Failed() {
-					t.Logf("it said: %s", &d.said)
-				}
-			})
+			d.Daemon = sinktest.StartDaemon(t, []string{root + "/usr/sbin/syslog-ng", "-F", "--no-caps", "--stderr", "-f", conf, "--module-path", modules[0],
+				"-R", dir + "/persist", "-p", dir + "/pid", "-c", dir + "/ctl"}, root+"/usr/lib/syslog-ng")
 			cfg := Config{Network: network, Address: plain}
 			if network == "tls" {
 				cfg.Address, cfg.TLS = secure, a.Client(t)

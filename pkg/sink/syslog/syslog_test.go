@@ -33,6 +33,17 @@ func opener(network string, more func(*Config)) func(string, *transport.TLS) (si
 	}
 }
 
+func TestECSHost(t *testing.T) {
+	e, err := newEncoder(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := e.append(nil, &sink.Record{Event: "tcp.leak", Line: []byte(`{"host":{"id":"4c1e","name":"web 1"}}`)})
+	if words := strings.Fields(string(b)); err != nil || words[2] != "web_1" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
 func TestTCP(t *testing.T) {
 	sinktest.TestProtocol(t, sinktest.Protocol{Open: opener("tcp", nil), Serve: serveOctets})
 }

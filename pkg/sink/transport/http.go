@@ -57,14 +57,19 @@ const (
 // NewClient checks cfg. defaultPath is used where the URL has no path.
 func NewClient(cfg HTTP, defaultPath string) (*Client, error) {
 	u, err := url.Parse(cfg.URL)
-	if err != nil {
-		return nil, fmt.Errorf("url: %w", err)
-	}
+	wrong := err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == ""
+	var parse *url.Error
 	switch {
-	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-		return nil, fmt.Errorf("url %q: want http://host or https://host", u.Redacted())
+	case wrong && strings.Contains(cfg.URL, "@"):
+		// No part of it is told: the password of what is no URL can be anywhere,
+		// and net/url quotes what it does not understand.
+		return nil, errors.New("url: want http://host or https://host, without credentials: use user and password_file")
+	case errors.As(err, &parse): // which has the whole URL
+		return nil, fmt.Errorf("url: want http://host or https://host: %w", parse.Err)
+	case wrong:
+		return nil, fmt.Errorf("url %q: want http://host or https://host", cfg.URL)
 	case u.User != nil:
-		return nil, fmt.Errorf("url %q: it holds credentials; use user and password_file", u.Redacted())
+		return nil, fmt.Errorf("url of %q: it holds credentials; use user and password_file", u.Host) // the user may be a token
 	case cfg.TLS != nil && u.Scheme == "http":
 		return nil, fmt.Errorf("url %q: tls is configured, but the scheme is http", u)
 	case (cfg.User == "") != (cfg.PasswordFile == ""):

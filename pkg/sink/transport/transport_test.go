@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,5 +133,28 @@ func TestAnswerTooLong(t *testing.T) {
 	defer client.Close()
 	if _, err := client.Post(t.Context(), client.URL, nil, []byte("x")); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("an endless answer: %v", err)
+	}
+}
+
+// TestURL: what is wrong with a URL is told without the password that may be in
+// it, wherever that is.
+func TestURL(t *testing.T) {
+	for url, says := range map[string]string{
+		"http://x": "", "https://x:1/a@b": "",
+		"not a url": `"not a url": want http://host`, "ftp://x": `"ftp://x": want http://host`, "http:///a": "want http://host", "": "want http://host",
+		"http://x:port": `invalid port ":port"`, "http://x/%zz": `invalid URL escape "%zz"`,
+		"http://user:secret@x": "it holds credentials", "http://secret@x": "it holds credentials",
+		"http://user:%zzsecret@x": "password_file", "http://user:sec%ret@x": "password_file", "http://user:secret@x:port": "password_file",
+		"http://user:secret/@x": "password_file", "http://user:secret?@x": "password_file", "http://user:secret @x y": "password_file",
+		"user:secret@x": "password_file", "http:user:secret@x": "password_file", "http://user:secret\x7f@x": "password_file", "//user:secret@x": "password_file",
+		"ftp://user:secret@x": "password_file", "http:/user:secret@x": "password_file",
+	} {
+		client, err := transport.NewClient(transport.HTTP{URL: url}, "/")
+		if (err == nil) != (says == "") || err != nil && (!strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "sec")) {
+			t.Errorf("%s: %v", url, err)
+		}
+		if err == nil {
+			client.Close()
+		}
 	}
 }

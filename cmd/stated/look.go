@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stated-tcp/stated/pkg/probe"
+)
+
+// openInspector looks by iterators, or by sock_diag where there are none.
+func openInspector(cmd *cobra.Command, classic bool) (*probe.Inspector, error) {
+	if classic {
+		return noteLimits(cmd, probe.OpenSockDiag()), nil
+	}
+	in, err := probe.OpenInspector()
+	if err != nil {
+		return nil, err
+	}
+	return noteLimits(cmd, in), nil
+}
+
+// noteLimits says what cannot be known.
+func noteLimits(cmd *cobra.Command, in *probe.Inspector) *probe.Inspector {
+	if why := in.Limited(); why != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "stated: looking by sock_diag and /proc (%s): not known are errors of sockets, who waits on them, "+
+			"what else keeps them open, and since when one is in CLOSE\n", firstLine(why))
+	}
+	return in
+}
+
+// registerClassic adds the flag of commands that look at what is there.
+func registerClassic(cmd *cobra.Command, classic *bool) {
+	cmd.Flags().BoolVar(classic, "classic", false, "look by sock_diag and /proc, as on kernels without BTF")
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sinktest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"testing"
+)
+
+// UIDs counts how often each record is in files of flat records or of OTLP
+// requests, as JSON lines. What is no whole line, as a collector that was
+// killed may leave, does not count.
+func UIDs(t *testing.T, files ...string) map[string]int {
+	t.Helper()
+	uids := make(map[string]int)
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		for line := range bytes.Lines(text) {
+			if line[len(line)-1] == '\n' && json.Valid(line) {
+				countUIDs(uids, line)
+			}
+		}
+	}
+	return uids
+}
+
+// countUIDs finds "log.record.uid":"UID", and the same as an attribute of OTLP.
+func countUIDs(uids map[string]int, line []byte) {
+	for {
+		_, rest, ok := bytes.Cut(line, []byte(`"log.record.uid"`))
+		if !ok {
+			return
+		}
+		_, rest, _ = bytes.Cut(rest, []byte(`:"`))
+		uid, rest, _ := bytes.Cut(rest, []byte{'"'})
+		uids[string(uid)]++
+		line = rest
+	}
+}
