@@ -29,7 +29,7 @@ static __always_inline struct event *reserve(void)
 	n->seq++;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
-		n->lost++;
+		__sync_fetch_and_add(&n->lost, 1); /* another task may run here meanwhile, from 7.0 on */
 		return NULL;
 	}
 	__builtin_memset(e, 0, sizeof(*e));

@@ -214,6 +214,7 @@ struct counters {
 	__u64 in_window;      /* requests since then */
 	__u64 completing;     /* address of the request that becomes a connection right now */
 	__u64 stacks_lost;    /* no room to remember a stack */
+	__u64 made_good;      /* changes of state that st_set_state was skipped for and st_state_again told */
 };
 
 #endif

@@ -77,17 +77,16 @@ static __always_inline void remember_closer(struct sock *sk, struct sock_info *i
 	current_group(&info->owner_start_ns, info->owner_comm);
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
+/* SCTP and DCCP use the tracepoint with numbers of their own. */
+static __always_inline bool is_ours(struct sock *sk)
+{
+	return sk->sk_protocol == IPPROTO_TCP || sk->sk_protocol == IPPROTO_MPTCP;
+}
+
+static __always_inline int set_state(void *ctx, struct sock *sk, struct sock_info *info, int old, int new)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
-	struct sock_info *info;
 
-	if (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_MPTCP)
-		return 0; /* SCTP and DCCP use the tracepoint with numbers of their own */
-	info = info_of(sk, true);
-	if (!info)
-		return emit_sock(sk, NULL, now, WHAT(EVENT_STATE, old, new));
 	if (is_birth(old, new)) {
 		if (new == TCP_SYN_SENT)
 			forget_stack(sk, info); /* of an earlier connection */
@@ -111,6 +110,53 @@ int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
 	if (cfg_stacks && new == TCP_SYN_SENT && sk->sk_protocol == IPPROTO_TCP)
 		remember_stack(ctx, id_of(sk, info));
 	return emit_sock(sk, info, now, WHAT(EVENT_STATE, old, new));
+}
+
+#define CHANGE(old, new) ((__u8)((old) << 4 | (new)))
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
+{
+	struct sock_info *info;
+
+	if (!is_ours(sk))
+		return 0;
+	info = info_of(sk, true);
+	if (!info)
+		return emit_sock(sk, NULL, bpf_ktime_get_boot_ns(), WHAT(EVENT_STATE, old, new));
+	info->taken = CHANGE(old, new);
+	return set_state(ctx, sk, info, old, new);
+}
+
+/*
+ * The kernel skips a program's run on a CPU where another run of it is under way
+ * (bpf_prog_get_recursion_context, since 5.12): interrupted by a segment for
+ * another socket, or from 7.0 on by another task, which may last. This one comes
+ * behind st_set_state in each change of state, under the same lock of the socket,
+ * is over in no time, and tells what that did not. Masking interrupts in
+ * st_set_state is no help, as they come at its very end then.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(st_state_again, struct sock *sk, int old, int new)
+{
+	struct sock_info *info;
+	struct counters *n;
+
+	if (!is_ours(sk))
+		return 0;
+	info = info_of(sk, false);
+	if (info && info->taken == CHANGE(old, new)) {
+		info->taken = 0;
+		return 0;
+	}
+	if (!info)
+		info = info_of(sk, true);
+	if (!info)
+		return 0; /* which of the two it was cannot be known */
+	n = count();
+	if (n)
+		__sync_fetch_and_add(&n->made_good, 1);
+	return set_state(ctx, sk, info, old, new);
 }
 
 /* inet_csk_destroy_sock: only told for a socket whose owner kept it after its end. */

@@ -32,6 +32,7 @@ type bpfCounters struct {
 	InWindow      uint64
 	Completing    uint64
 	StacksLost    uint64
+	MadeGood      uint64
 }
 
 type bpfDestroyed struct {
@@ -161,7 +162,7 @@ type bpfSockInfo struct {
 	OwnerSource  uint8
 	Verdict      uint8
 	Flags        uint8
-	Pad          uint8
+	Taken        uint8
 	OwnerComm    [16]uint8
 }
 
@@ -230,6 +231,7 @@ const (
 	bpfProgStSendReset     = "st_send_reset"
 	bpfProgStSetState      = "st_set_state"
 	bpfProgStSetStateTp    = "st_set_state_tp"
+	bpfProgStStateAgain    = "st_state_again"
 	bpfProgStTimeWait      = "st_time_wait"
 	bpfProgStTwEarly       = "st_tw_early"
 	bpfProgStTwKill        = "st_tw_kill"
@@ -327,6 +329,7 @@ type bpfProgramSpecs struct {
 	StSendReset   *ebpf.ProgramSpec `ebpf:"st_send_reset"`
 	StSetState    *ebpf.ProgramSpec `ebpf:"st_set_state"`
 	StSetStateTp  *ebpf.ProgramSpec `ebpf:"st_set_state_tp"`
+	StStateAgain  *ebpf.ProgramSpec `ebpf:"st_state_again"`
 	StTimeWait    *ebpf.ProgramSpec `ebpf:"st_time_wait"`
 	StTwEarly     *ebpf.ProgramSpec `ebpf:"st_tw_early"`
 	StTwKill      *ebpf.ProgramSpec `ebpf:"st_tw_kill"`
@@ -499,6 +502,7 @@ type bpfPrograms struct {
 	StSendReset   *ebpf.Program `ebpf:"st_send_reset"`
 	StSetState    *ebpf.Program `ebpf:"st_set_state"`
 	StSetStateTp  *ebpf.Program `ebpf:"st_set_state_tp"`
+	StStateAgain  *ebpf.Program `ebpf:"st_state_again"`
 	StTimeWait    *ebpf.Program `ebpf:"st_time_wait"`
 	StTwEarly     *ebpf.Program `ebpf:"st_tw_early"`
 	StTwKill      *ebpf.Program `ebpf:"st_tw_kill"`
@@ -536,6 +540,7 @@ func (p *bpfPrograms) Close() error {
 		p.StSendReset,
 		p.StSetState,
 		p.StSetStateTp,
+		p.StStateAgain,
 		p.StTimeWait,
 		p.StTwEarly,
 		p.StTwKill,

@@ -141,6 +141,15 @@ var (
 	}
 )
 
+// hookAgain is attached behind hookTyped, and so runs behind it.
+var hookAgain = Hook{
+	Name: "tp_btf inet_sock_set_state, again", Program: bpfProgStStateAgain, Tier: TierCauses,
+	Buys:     "changes of state for which the kernel skips the first, as it runs on that CPU already",
+	Without:  "such a change is missing, and counted",
+	Needs:    "kernel 5.12 with CONFIG_DEBUG_INFO_BTF",
+	byCookie: true,
+}
+
 // hookSockDiag is no program: it serves where iterators do not.
 var hookSockDiag = Hook{
 	Name: "sock_diag", Tier: TierScan,

@@ -3,6 +3,7 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -33,16 +34,22 @@ func fact(s *event.Sighting, cookies bool) string {
 		s.BytesSent, s.BytesResent, s.BytesAcked, s.BytesReceived, s.SRTT, s.Retransmits, s.Shutdown, s.Opened)
 }
 
-// facts are those of the sockets of a namespace, by their addresses.
+// facts are those of the sockets of a namespace, by their addresses. A machine that
+// stands still for a moment is no silence of a descriptor: it is asked once more.
 func facts(in *Inspector, netns uint32, cookies bool) (map[tuple]string, map[tuple]event.Sighting) {
-	text, all := make(map[tuple]string), make(map[tuple]event.Sighting)
-	check(in.Sockets(event.AllStates, func(s *event.Sighting) {
-		if s.Netns == netns {
-			at := tuple{s.Local, s.Peer}
-			text[at], all[at] = fact(s, cookies), *s
+	for try := 0; ; try++ {
+		text, all := make(map[tuple]string), make(map[tuple]event.Sighting)
+		err := in.Sockets(event.AllStates, func(s *event.Sighting) {
+			if s.Netns == netns {
+				at := tuple{s.Local, s.Peer}
+				text[at], all[at] = fact(s, cookies), *s
+			}
+		})
+		if !errors.Is(err, errSilent) || try == 3 {
+			check(err)
+			return text, all
 		}
-	}))
-	return text, all
+	}
 }
 
 // knowsCookies reports whether the iterator tells the cookies of a namespace.
@@ -174,23 +181,12 @@ func TestSockDiagUnderChurn(t *testing.T) {
 		}
 		cookies := knowsCookies(iter, s.inode)
 		staying, _ := facts(iter, s.inode, cookies)
-		stop := make(chan bool)
-		var churn sync.WaitGroup
-		churn.Go(func() {
-			runSame(s, func() {
-				for n := 0; ; n++ {
-					select {
-					case <-stop:
-						t.Logf("%d connections came and went", n)
-						return
-					default:
-						c, a := s.transient(at, l)
-						unix.Close(c)
-						unix.Close(a)
-					}
-				}
-			})
+		stop := s.churn(func(int) {
+			c, a := s.transient(at, l)
+			unix.Close(c)
+			unix.Close(a)
 		})
+		defer stop()
 		looks, passing := 0, 0
 		for end := time.Now().Add(2 * time.Second); time.Now().Before(end); looks++ {
 			got, _ := facts(OpenSockDiag(), s.inode, cookies)
@@ -201,18 +197,43 @@ func TestSockDiagUnderChurn(t *testing.T) {
 			}
 			passing += len(got) - len(staying)
 		}
-		close(stop)
-		churn.Wait()
+		t.Logf("%d connections came and went", stop())
 		t.Logf("%d looks, %d sockets that stay in each, %d that passed", looks, len(staying), passing)
 	})
 }
 
-// runSame runs f on a thread of its own in the same network namespace.
-func runSame(s *space, f func()) {
+// churn plays rounds on a thread of its own in the same network namespace, until it
+// is told to stop, and returns then how many. What a round panics with fails the
+// test.
+func (s *space) churn(round func(n int)) (stop func() int) {
+	n, over, ended := 0, make(chan bool), make(chan bool)
 	way := netns{open: func() (*os.File, error) { return os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", s.tid)) }}
-	if err := way.inside(func() error { f(); return nil }); err != nil {
-		s.t.Error(err)
-	}
+	go func() {
+		defer close(ended)
+		err := way.inside(func() (failed error) {
+			defer func() {
+				if p := recover(); p != nil {
+					failed = fmt.Errorf("round %d: %v", n, p)
+				}
+			}()
+			for ; ; n++ {
+				select {
+				case <-over:
+					return nil
+				default:
+					round(n)
+				}
+			}
+		})
+		if err != nil {
+			s.t.Error(err)
+		}
+	}()
+	return sync.OnceValue(func() int {
+		close(over)
+		<-ended
+		return n
+	})
 }
 
 func (s *space) transient(at unix.Sockaddr, listener int) (client, server int) {
@@ -222,24 +243,6 @@ func (s *space) transient(at unix.Sockaddr, listener int) (client, server int) {
 	server, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
 	check(err)
 	return client, server
-}
-
-// comeAndGo makes connections that end by FIN and by RST in turn, until told to
-// stop, and returns how many.
-func (s *space) comeAndGo(at unix.Sockaddr, listener int, stop <-chan bool) (n int) {
-	for ; ; n++ {
-		select {
-		case <-stop:
-			return n
-		default:
-			c, a := s.transient(at, listener)
-			if n%2 == 0 {
-				check(unix.SetsockoptLinger(c, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}))
-			}
-			unix.Close(c)
-			unix.Close(a)
-		}
-	}
 }
 
 // TestStuckBySockDiag: what is stuck is found without iterators, but how long ago
@@ -332,14 +335,20 @@ func TestSnapshotsUnderChurn(t *testing.T) {
 		p := openTier(t, Options{Classic: true})
 		end := &ender{}
 		table := tableFor(p, end)
-		made, stop := make(chan int, 1), make(chan bool)
-		go runSame(s, func() { made <- s.comeAndGo(at, l, stop) })
+		stop := s.churn(func(n int) { // ends by FIN and by RST in turn
+			c, a := s.transient(at, l)
+			if n%2 == 0 {
+				check(unix.SetsockoptLinger(c, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}))
+			}
+			unix.Close(c)
+			unix.Close(a)
+		})
+		defer stop()
 		snapshots := 0
 		for until := time.Now().Add(3 * time.Second); time.Now().Before(until); snapshots++ {
 			looked(t, p, table, s.inode)
 		}
-		close(stop)
-		n := <-made
+		n := stop()
 		for range 3 {
 			looked(t, p, table, s.inode)
 		}
@@ -362,8 +371,10 @@ func TestSnapshotsUnderChurn(t *testing.T) {
 		if want := 1 + len(staying); open != want || len(end.finished) != 2*n {
 			t.Errorf("%d open, %d finished; expected %d, %d", open, len(end.finished), want, 2*n)
 		}
-		if gaps > n/500 { // the kernel skips the classic program while other BPF work runs
-			t.Errorf("%d gaps", gaps)
+		// The kernel skips the classic program while other BPF work runs on the CPU
+		// (trace_call_bpf), and says how often since 6.7.
+		if skips := skipped(t, p); gaps > n/100+int(skips) {
+			t.Errorf("%d gaps, %d runs skipped", gaps, skips)
 		}
 	})
 }

@@ -61,6 +61,7 @@ type Stats struct {
 	Requests      uint64 // SYNs that were queued (half-open connections), where the kernel lets us see them
 	Untold        uint64 // of those, without an event of their own: too many came at once
 	Skipped       uint64 // runs of our programs that the kernel skipped as they ran on that CPU already, since 5.12
+	MadeGood      uint64 // runs of st_set_state that it skipped, told by st_state_again: not among Skipped
 	StacksLost    uint64 // stacks for which there was no room
 	Pending       int    // bytes that wait in the ring buffer to be read
 	RingBytes     int    // its size
@@ -156,9 +157,10 @@ func Open(o Options) (_ *Probe, err error) {
 		return nil, fmt.Errorf("count the CPUs: %w", err)
 	}
 	p.lost = make([]uint32, cpus)
-	p.attachRest()
+	for _, h := range hooks {
+		p.attachOptional(h)
+	}
 	p.finder = &finder{known: p.maps[bpfMapNetnsKnown], tasks: p.iters[bpfProgStNetnsTask], files: p.iters[bpfProgStNetnsFile]}
-	p.kernel, p.types = nil, nil // megabytes
 	core := hookTyped
 	if p.partial {
 		core = hookClassic
@@ -169,6 +171,8 @@ func Open(o Options) (_ *Probe, err error) {
 		return nil, unusable(err)
 	}
 	p.links = append(p.links, l)
+	p.attachOptional(hookAgain)
+	p.kernel, p.types = nil, nil // megabytes
 	return p, nil
 }
 
@@ -274,29 +278,27 @@ func prune(spec *ebpf.CollectionSpec, program string) {
 	}
 }
 
-// attachRest loads and attaches each optional program, and notes those that
-// this kernel refuses.
-func (p *Probe) attachRest() {
-	for _, h := range hooks {
-		status := HookStatus{Hook: h}
-		switch {
-		case p.partial:
-			status.Err = errors.New("needs the typed tracepoint")
-		case h.wanted != nil && !h.wanted(&p.opts), h.insteadOf != "" && p.works(h.insteadOf):
-			status.Unused = true
-		case h.Tier == TierTrampolines && p.opts.NoTrampolines:
-			status.Err = errors.New("not asked for")
-		case h.onlyWith != "" && !p.works(h.onlyWith):
-			status.Err = fmt.Errorf("needs %s, which does not work", h.onlyWith)
-		case h.byCookie && !p.cookies:
-			status.Err = errors.New("the kernel cannot name sockets by their cookie in tracing programs")
-		default:
-			if status.Err = h.resolve(p.kernel); status.Err == nil {
-				status.Err = p.loadMore(&h)
-			}
+// attachOptional loads and attaches an optional program, and notes whether this
+// kernel refuses it.
+func (p *Probe) attachOptional(h Hook) {
+	status := HookStatus{Hook: h}
+	switch {
+	case p.partial:
+		status.Err = errors.New("needs the typed tracepoint")
+	case h.wanted != nil && !h.wanted(&p.opts), h.insteadOf != "" && p.works(h.insteadOf):
+		status.Unused = true
+	case h.Tier == TierTrampolines && p.opts.NoTrampolines:
+		status.Err = errors.New("not asked for")
+	case h.onlyWith != "" && !p.works(h.onlyWith):
+		status.Err = fmt.Errorf("needs %s, which does not work", h.onlyWith)
+	case h.byCookie && !p.cookies:
+		status.Err = errors.New("the kernel cannot name sockets by their cookie in tracing programs")
+	default:
+		if status.Err = h.resolve(p.kernel); status.Err == nil {
+			status.Err = p.loadMore(&h)
 		}
-		p.hooks = append(p.hooks, status)
 	}
+	p.hooks = append(p.hooks, status)
 }
 
 // works reports whether an optional program has been attached.
@@ -357,14 +359,24 @@ func (p *Probe) Stats() (s Stats, err error) {
 		s.Requests += c.Requests
 		s.Untold += c.Untold
 		s.StacksLost += c.StacksLost
+		s.MadeGood += c.MadeGood
 	}
 	s.Pending, s.RingBytes = p.reader.AvailableBytes(), p.reader.BufferSize()
 	for _, prog := range p.progs {
 		// bpf_prog_inc_misses_counter; kernels that do not tell it say 0
-		if stats, err := prog.Stats(); err == nil {
-			s.Skipped += stats.RecursionMisses
-			s.Programs = append(s.Programs, ProgramStats{prog.name, stats.RecursionMisses, stats.RunCount, stats.Runtime})
+		stats, err := prog.Stats()
+		if err != nil {
+			continue
 		}
+		skipped := stats.RecursionMisses
+		switch prog.name {
+		case bpfProgStSetState: // read after what makes good
+			skipped -= min(skipped, s.MadeGood)
+		case bpfProgStStateAgain:
+			skipped = 0 // matters where the other was skipped, too, and is counted there
+		}
+		s.Skipped += skipped
+		s.Programs = append(s.Programs, ProgramStats{prog.name, skipped, stats.RunCount, stats.Runtime})
 	}
 	return s, nil
 }
@@ -379,7 +391,7 @@ func (p *Probe) Close() error {
 		if p.reader != nil {
 			errs = append(errs, p.reader.Close())
 		}
-		for _, l := range p.links {
+		for _, l := range slices.Backward(p.links) { // st_state_again before st_set_state
 			errs = append(errs, l.Close())
 		}
 		for _, prog := range p.progs {

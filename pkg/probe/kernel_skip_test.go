@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+// TestChangesAtOnce: threads that share CPUs change states of sockets, so that now
+// and then one comes while the same CPU is telling another. Each change is told, and
+// once, but for those that the probe counts as skipped.
+func TestChangesAtOnce(t *testing.T) {
+	p := openTier(t, Options{RingBytes: 32 << 20})
+	if !p.works(bpfProgStStateAgain) {
+		t.Skip("this kernel has no cookies in tracing programs")
+	}
+	end := &ender{}
+	table := tableFor(p, end)
+	inSpace(t, func(s *space) {
+		s.t = t
+		var stops []func() int
+		for range 6 {
+			l, at := s.listen(local4(), 64, 0)
+			stops = append(stops, s.churn(func(int) {
+				c, a := s.transient(at, l)
+				unix.Close(c)
+				unix.Close(a)
+			}))
+		}
+		for until := time.Now().Add(5 * time.Second); time.Now().Before(until); time.Sleep(time.Millisecond) {
+			if stats, err := p.Stats(); err != nil || stats.Attempts > 60_000 {
+				break // the ring has room for twice as many
+			}
+		}
+		made := 0
+		for _, stop := range stops {
+			made += stop()
+		}
+		for quiet := 0; quiet < 3; {
+			var e event.Event
+			switch err := p.Read(&e); {
+			case errors.Is(err, event.ErrIdle):
+				quiet++
+			case err != nil:
+				t.Fatal(err)
+			case e.Netns == s.inode:
+				table.Apply(&e)
+			}
+		}
+		stats, err := p.Stats()
+		check(err)
+		if stats.Lost > 0 {
+			t.Fatalf("%d events lost", stats.Lost)
+		}
+		whole := 0
+		for i := range end.finished {
+			if c := &end.finished[i]; !c.Gap && c.FromStart && c.Role != lifecycle.RoleListener {
+				whole++
+			}
+		}
+		missing := 0
+		for _, prog := range stats.Programs {
+			if prog.Name == bpfProgStSetState {
+				missing = int(prog.Skipped)
+			}
+		}
+		t.Logf("%d connections, %d ends whole; %d changes made good, %d missing", made, whole, stats.MadeGood, missing)
+		if whole > 2*made || whole < 2*made-missing {
+			t.Errorf("%d ends, expected %d or up to %d less", whole, 2*made, missing)
+		}
+		if n := int(stats.MadeGood); n > 100 && missing > n/4 {
+			t.Errorf("%d made good, but %d missing", n, missing)
+		}
+	})
+}
