@@ -13,7 +13,9 @@ arm64-6.1     arm64  bookworm            linux-image-6\.1\.[0-9.-]*-cloud-arm64
 s390x-6.1     s390x  bookworm            linux-image-6\.1\.[0-9.-]*-s390x
 '
 # modules that the machines load where the kernel has them as such, dependencies first
-modules='virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk inet_diag tcp_diag tun'
+disk_modules='virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk'
+test_modules='inet_diag tcp_diag tun netfs fscache sunrpc grace lockd nfs_acl nfs nfsv3 ib_core ccwgroup pnet smc'
+modules="$disk_modules $test_modules"
 
 cache=${STATED_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/stated/kernels}
 

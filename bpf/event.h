@@ -41,6 +41,7 @@ enum event_flag {
 	FLAG_ACKED = 1 << 10,  /* request: the third packet has come */
 	FLAG_DEFER = 1 << 11,  /* request: its listener has TCP_DEFER_ACCEPT */
 	FLAG_COOKIE = 1 << 12, /* born of a SYN cookie */
+	FLAG_KERNEL = 1 << 13, /* the kernel's own */
 };
 
 /* How the owner is known: event.OwnerSource. */

@@ -102,7 +102,7 @@ static __always_inline void inspect_sock(struct inspection *i, struct sock *sk)
 	__u16 sport = bpf_ntohs(BPF_CORE_READ(tp, inet_conn.icsk_inet.inet_sport));
 	struct event *e = &i->event;
 	struct sock_info *info;
-	struct file *file;
+	struct file *file = NULL;
 	__u64 segment, key;
 
 	inspect_common(e, &sk->__sk_common);
@@ -135,6 +135,8 @@ static __always_inline void inspect_sock(struct inspection *i, struct sock *sk)
 	if (e->protocol != IPPROTO_TCP)
 		return;
 	inspect_numbers(e, tp);
+	if (!(e->flags & FLAG_MPTCP) && is_kernels(BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock), socket, file))
+		e->flags |= FLAG_KERNEL;
 	/* set with the peer's SYN, in tcp_rcv_synsent_state_process or tcp_create_openreq_child */
 	if (BPF_CORE_READ(tp, rcv_nxt))
 		i->facts |= INSPECTED_OPENED;

@@ -204,6 +204,16 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 }
 
+/*
+ * Whether the kernel made the socket for itself (sk_alloc with kern, which a child
+ * has from its listener), or took over what came in (kernel_accept makes no file):
+ * NFS, SMC, iSCSI. Of the subflows of MPTCP the connection is the process's.
+ */
+static __always_inline bool is_kernels(bool made, struct socket *socket, struct file *file)
+{
+	return made || (socket && !file);
+}
+
 static __always_inline void read_addrs(struct event *e, struct sock *sk, struct tcp_sock *tp)
 {
 	if (e->family == AF_INET6) {
@@ -261,6 +271,7 @@ static __always_inline void read_sock(struct event *e, struct sock *sk)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk); /* NULL for an MPTCP socket */
 	unsigned long flags = sk->__sk_common.skc_flags;
+	struct socket *socket = sk->sk_socket;
 
 	e->family = sk->__sk_common.skc_family;
 	e->protocol = sk->sk_protocol;
@@ -273,10 +284,12 @@ static __always_inline void read_sock(struct event *e, struct sock *sk)
 		e->flags |= FLAG_DEAD;
 	if (flags & 1 << SOCK_DONE)
 		e->flags |= FLAG_DONE;
-	if (!sk->sk_socket)
+	if (!socket)
 		e->flags |= FLAG_NO_SOCKET;
 	read_addrs(e, sk, tp);
 	read_ports(e, sk, tp);
+	if (tp && !is_subflow(tp) && is_kernels(BPF_CORE_READ_BITFIELD(sk, sk_kern_sock), socket, socket ? socket->file : NULL))
+		e->flags |= FLAG_KERNEL;
 	if (tp)
 		read_numbers(e, sk, tp);
 }

@@ -391,6 +391,8 @@ int BPF_PROG(st_graft, struct sock *sk, struct socket *parent)
 		return 0;
 	if (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6)
 		return 0;
+	if (BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), flags) & PF_WQ_WORKER)
+		return 0; /* for somebody else: SMC */
 	info = info_of(sk, true);
 	return info ? took(sk, info, OWNER_ACCEPT, EVENT_ACCEPT) : 0;
 }

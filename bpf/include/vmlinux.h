@@ -81,6 +81,7 @@ enum {
 	IPPROTO_TCP = 6,
 	IPPROTO_MPTCP = 262,
 	ECONNABORTED = 103,
+	PF_WQ_WORKER = 0x00000020,
 	PF_KTHREAD = 0x00200000,
 };
 
@@ -244,6 +245,7 @@ struct sock {
 	u32 sk_max_ack_backlog;
 	u16 sk_protocol;
 	u8 sk_shutdown;
+	u8 sk_kern_sock : 1;
 };
 
 struct inet_sock {

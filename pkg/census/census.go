@@ -63,11 +63,20 @@ func (s *Socket) Hidden() bool {
 // descriptors that were found: held by a system call at work, a message on a
 // unix socket, io_uring, or a process that came meanwhile.
 func (s *Socket) Elsewhere() int {
+	if s.Kernel() {
+		return 0 // the kernel's own reference
+	}
 	n := int(s.References)
 	for _, h := range s.Holders {
 		n -= len(h.FDs)
 	}
 	return max(n, 0)
+}
+
+// Kernel reports whether the kernel itself has the socket, for NFS, SMC or the
+// like, and no process a descriptor of it.
+func (s *Socket) Kernel() bool {
+	return s.Flags.Has(event.FlagKernel) && len(s.Holders) == 0 && !s.Orphan()
 }
 
 // Orphan reports whether no process holds the socket any more: the kernel

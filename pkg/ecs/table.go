@@ -128,7 +128,7 @@ var kept = strings.Fields(`
 	stated.mptcp stated.netns.inode stated.process.source stated.reset.reason stated.sample.rate
 	stated.snapshot
 	stated.socket.cookie stated.socket.held_elsewhere stated.socket.holders stated.socket.inode
-	stated.socket.not_accepted stated.socket.wait stated.socket.wait_call stated.socket.wait_thread
+	stated.socket.kernel stated.socket.not_accepted stated.socket.wait stated.socket.wait_call stated.socket.wait_thread
 	stated.socket.waited_for
 	stated.state.age_at_most_ns stated.state.age_known stated.state.age_ns
 	stated.state.duration_known stated.state.duration_ns stated.state.known

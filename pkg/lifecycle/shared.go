@@ -20,6 +20,7 @@ type Shared struct {
 	UID      uint32 // owner of the socket, with UIDKnown
 	UIDKnown bool
 	Subflow  bool // of an MPTCP connection
+	Kernel   bool // the kernel's own, event.FlagKernel: the owner is in whose context it connected or listened
 	Family   uint16
 	Protocol uint16
 }
@@ -85,6 +86,7 @@ func (s *Shared) knows(e *event.Event) bool {
 	return s.Netns == e.Netns && s.Protocol == e.Protocol && s.Family == e.Family && (e.Cgroup == 0 || s.Cgroup == e.Cgroup) &&
 		(s.UID == e.UID && s.UIDKnown || !tellsUID(e)) &&
 		(s.Subflow == e.Flags.Has(event.FlagMPTCP) || e.Flags.Has(event.FlagPartial)) &&
+		(s.Kernel || !e.Flags.Has(event.FlagKernel)) &&
 		!s.outranked(e.Owner.PID, e.OwnerSource)
 }
 
@@ -104,6 +106,7 @@ func (s *Shared) learn(e *event.Event) {
 	if !e.Flags.Has(event.FlagPartial) {
 		s.Subflow = e.Flags.Has(event.FlagMPTCP)
 	}
+	s.Kernel = s.Kernel || e.Flags.Has(event.FlagKernel)
 	if s.outranked(e.Owner.PID, e.OwnerSource) {
 		s.Owner = Owner{Task: e.Owner, Source: e.OwnerSource}
 	}

@@ -35,8 +35,11 @@ func findLeaks(l *render.Leaks) *leaks {
 		}
 		owners := g.Oldest().Owners()
 		name := "unknown"
-		if len(owners) > 0 {
+		switch {
+		case len(owners) > 0:
 			name = nameOf(&owners[0])
+		case g.Oldest().Kernel():
+			name = "kernel"
 		}
 		e := out.by[name]
 		for s, n := range g.States {

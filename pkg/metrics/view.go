@@ -77,7 +77,10 @@ func family(c *lifecycle.Conn) string {
 }
 
 func executable(c *lifecycle.Conn) string {
-	if c.Owner.IsZero() {
+	switch {
+	case c.Kernel:
+		return "kernel" // the names of its threads are of no use, and many
+	case c.Owner.IsZero():
 		return "unknown"
 	}
 	return nameOf(&c.Owner.Task)

@@ -132,6 +132,9 @@ func (r *Writer) about(b []byte, c *lifecycle.Conn) []byte {
 			b = append(appendID(b, m.Socket, m.FirstEvent), '"')
 		}
 	}
+	if c.Kernel {
+		b = append(b, `,"stated.socket.kernel":true`...)
+	}
 	b = text(b, "stated.process.source", c.Owner.Source.String())
 	b = process(b, "process.", &c.Owner.Task)
 	b = r.program(b, &c.Owner.Task)

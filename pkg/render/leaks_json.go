@@ -121,6 +121,9 @@ func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
 		}
 	}
 	b = number(b, "stated.leak.unread_bytes", int64(g.Unread))
+	if g.Oldest().Kernel() {
+		b = append(b, `,"stated.socket.kernel":true`...)
+	}
 	if l.Container != nil {
 		b = appendString(key(b, "stated.leak.container"), []byte(l.Container(g)))
 	}

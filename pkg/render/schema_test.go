@@ -123,6 +123,7 @@ func variants(w *Writer) {
 		vary(func(c *lifecycle.Conn) { c.State, c.Spans, c.End = s, beginIn(s, &c.Spans), 0 })
 	}
 	vary(func(c *lifecycle.Conn) { c.OwnID, c.Netns, c.SRTT = true, 0, 0 })
+	vary(func(c *lifecycle.Conn) { c.Kernel = true })
 	vary(func(c *lifecycle.Conn) { c.Protocol, c.Cgroup, c.UID = event.ProtoMPTCP, 1<<63, 1<<32-1 })
 	vary(func(c *lifecycle.Conn) { c.Subflow, c.Socket, c.Netns = true, 1<<64-1, 1<<32-1 })
 	whole := &lifecycle.Rare{Multipath: &lifecycle.Multipath{Socket: 1<<64 - 1, FirstEvent: 1<<63 - 1, Subflows: 2}}

@@ -72,6 +72,8 @@ func appendHolders(b []byte, s *census.Socket) []byte {
 		return b
 	case s.Orphan():
 		return append(b, "the kernel"...)
+	case s.Kernel():
+		return append(b, "the kernel's own"...)
 	case len(s.Holders) == 0:
 		return append(b, "no process found"...)
 	}
@@ -222,6 +224,9 @@ func socketFacts(b []byte, s *census.Socket) []byte {
 	}
 	if n := s.Elsewhere(); n > 0 && s.Inode != 0 {
 		b = number(b, "stated.socket.held_elsewhere", int64(n))
+	}
+	if s.Flags.Has(event.FlagKernel) {
+		b = append(b, `,"stated.socket.kernel":true`...)
 	}
 	return b
 }

@@ -351,8 +351,15 @@ func (r *Writer) appendWide(b []byte, c *lifecycle.Conn) []byte {
 }
 
 // appendOwner adds the owner. Behind an owner that only owns the listener, or
-// that was seen with the descriptor but not getting it, stands a ?.
+// that was seen with the descriptor but not getting it, stands a ?. Before the
+// thread or process by which the kernel got a socket of its own stands kernel.
 func appendOwner(b []byte, c *lifecycle.Conn) []byte {
+	if c.Kernel {
+		if b = append(b, "kernel"...); c.Owner.IsZero() {
+			return b
+		}
+		b = append(b, ':')
+	}
 	b = AppendTask(b, &c.Owner.Task)
 	switch c.Owner.Source {
 	case event.OwnerListener, event.OwnerHolder, event.OwnerClose:

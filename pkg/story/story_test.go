@@ -71,6 +71,9 @@ func newHost() *host {
 		s.Flags, s.Inode, s.References, s.LastSegment = event.FlagMini|event.FlagNoSocket, 0, 0, 0
 	}, -1)
 	h.socket(event.StateSynSent, "10.0.0.5:51236", "10.0.0.8:5432", nil, 12, shop)
+	h.socket(event.StateCloseWait, "10.0.0.5:905", "10.0.0.2:2049", func(s *event.Sighting) {
+		s.Unread, s.Flags, s.References = 1, event.FlagDone|event.FlagKernel, 1
+	}, -1)
 	h.c.Complete(func(id event.SocketID) *lifecycle.Conn {
 		if id != 2 {
 			return nil

@@ -121,6 +121,7 @@ CREATE TABLE stated
     `stated.socket.cookie` String,
     `stated.socket.held_elsewhere` Nullable(Int64),
     `stated.socket.inode` String,
+    `stated.socket.kernel` Nullable(UInt8),
     `stated.socket.wait` String,
     `stated.socket.wait_call` String,
     `stated.socket.wait_thread` Nullable(Int64),
