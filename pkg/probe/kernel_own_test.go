@@ -21,18 +21,19 @@ import (
 // TestKernelsOwn: a socket that the kernel made for itself says so, and is nobody's
 // descriptor.
 func TestKernelsOwn(t *testing.T) {
+	in := openInspector(t)
 	for _, tier := range tiers[:3] {
 		t.Run(tier.name, func(t *testing.T) {
-			t.Run("NFS", func(t *testing.T) { testNFS(t, tier.opts) })
-			t.Run("SMC", func(t *testing.T) { testSMC(t, tier.opts) })
+			p := openTier(t, tier.opts)
+			t.Run("NFS", func(t *testing.T) { testNFS(t, p, in) })
+			t.Run("SMC", func(t *testing.T) { testSMC(t, p, in) })
 		})
 	}
 }
 
 // testNFS mounts from a server that has no such program: a client of NFS asks for
 // the root of the file system first, by a connection of the kernel's.
-func testNFS(t *testing.T, opts Options) {
-	p, in := openTier(t, opts), openInspector(t)
+func testNFS(t *testing.T, p *Probe, in *Inspector) {
 	inSpace(t, func(s *space) {
 		l, at := s.listen(local4(), 8, 0)
 		port := at.(*unix.SockaddrInet4).Port
@@ -131,8 +132,7 @@ func lookAround(in *Inspector, netns uint32) (found []census.Socket) {
 
 // testSMC talks by SMC, which falls back to TCP on a socket of its own, as there is
 // no device for it. From then on that is the process's descriptor.
-func testSMC(t *testing.T, opts Options) {
-	p, in := openTier(t, opts), openInspector(t)
+func testSMC(t *testing.T, p *Probe, in *Inspector) {
 	inSpace(t, func(s *space) {
 		const afSMC = 43 // include/linux/socket.h
 		open := func() int {
