@@ -28,7 +28,7 @@ struct sock_info {
 	__u8 owner_source;
 	__u8 verdict; /* of the filter: enum verdict */
 	__u8 flags;   /* enum info_flag */
-	__u8 taken;   /* the change of state that st_set_state took, until st_state_again knows */
+	__u8 taken;   /* CHANGE that st_set_state took and st_state_again does not know of; 0: none */
 	__u8 owner_comm[16];
 };
 

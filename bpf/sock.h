@@ -205,13 +205,14 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 }
 
 /*
- * Whether the kernel made the socket for itself (sk_alloc with kern, which a child
- * has from its listener), or took over what came in (kernel_accept makes no file):
- * NFS, SMC, iSCSI. Of the subflows of MPTCP the connection is the process's.
+ * Whether the kernel made the socket for itself (sk_alloc with kern), or accepted it
+ * (kernel_accept makes no file). Before it is accepted, a socket has made from its
+ * listener, also that of MPTCP, which gives it to a process as plain TCP
+ * (mptcp_stream_accept). A subflow has neither, and is its connection's.
  */
 static __always_inline bool is_kernels(bool made, struct socket *socket, struct file *file)
 {
-	return made || (socket && !file);
+	return socket && (made || !file);
 }
 
 static __always_inline void read_addrs(struct event *e, struct sock *sk, struct tcp_sock *tp)

@@ -130,7 +130,7 @@ int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
 
 /*
  * The kernel skips a program's run on a CPU where another run of it is under way
- * (bpf_prog_get_recursion_context, since 5.12): interrupted by a segment for
+ * (__bpf_trace_run in kernel/trace/bpf_trace.c, since 6.1): interrupted by a segment for
  * another socket, or from 7.0 on by another task, which may last. This one comes
  * behind st_set_state in each change of state, under the same lock of the socket,
  * is over in no time, and tells what that did not. Masking interrupts in
@@ -152,7 +152,8 @@ int BPF_PROG(st_state_again, struct sock *sk, int old, int new)
 	if (!info)
 		info = info_of(sk, true);
 	if (!info)
-		return 0; /* which of the two it was cannot be known */
+		return 0; /* without memory, st_set_state told it in the end */
+	info->taken = 0;
 	n = count();
 	if (n)
 		__sync_fetch_and_add(&n->made_good, 1);

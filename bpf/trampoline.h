@@ -392,7 +392,7 @@ int BPF_PROG(st_graft, struct sock *sk, struct socket *parent)
 	if (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6)
 		return 0;
 	if (BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), flags) & PF_WQ_WORKER)
-		return 0; /* for somebody else: SMC */
+		return 0; /* mostly for somebody else: SMC */
 	info = info_of(sk, true);
 	return info ? took(sk, info, OWNER_ACCEPT, EVENT_ACCEPT) : 0;
 }

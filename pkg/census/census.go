@@ -76,7 +76,7 @@ func (s *Socket) Elsewhere() int {
 // Kernel reports whether the kernel itself has the socket, for NFS, SMC or the
 // like, and no process a descriptor of it.
 func (s *Socket) Kernel() bool {
-	return s.Flags.Has(event.FlagKernel) && len(s.Holders) == 0 && !s.Orphan()
+	return s.Flags.Has(event.FlagKernel) && len(s.Holders) == 0 && !s.Orphan() && !s.NotAccepted()
 }
 
 // Orphan reports whether no process holds the socket any more: the kernel

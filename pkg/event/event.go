@@ -134,7 +134,7 @@ const (
 	FlagAcked                      // KindRequestEnd: the third packet of the handshake had come
 	FlagDefer                      // KindRequestEnd: the listener waits for data (TCP_DEFER_ACCEPT)
 	FlagCookie                     // the connection was made of a SYN cookie, without a request
-	FlagKernel                     // the kernel's own socket (NFS, SMC, iSCSI): no process called socket() or accept() for it
+	FlagKernel                     // the kernel's own socket (NFS, SMC): it has no file, or the kernel made it for itself
 )
 
 // Has reports whether all of the flags in x are set.

@@ -22,6 +22,11 @@ type Group struct {
 	Unread   uint64 // bytes of payload, of all findings
 }
 
+// Kernel reports whether the kernel itself has all of them.
+func (g *Group) Kernel() bool {
+	return !slices.ContainsFunc(g.Findings, func(f Finding) bool { return !f.Kernel() })
+}
+
 // Flow counts connections that came into CLOSE_WAIT, and that left it.
 type Flow struct{ In, Out uint64 }
 
@@ -63,9 +68,13 @@ func (f *Finding) Service() (lifecycle.Role, netip.AddrPort) {
 // Key tells findings apart.
 type Key func(*Finding) string
 
-// ByProcess groups by the processes that hold the socket, and the service.
+// ByProcess groups by the processes that hold the socket, or the kernel, and the
+// service.
 func ByProcess(f *Finding) string {
 	var b []byte
+	if f.Kernel() {
+		b = append(b, "kernel "...)
+	}
 	for _, t := range f.Owners() {
 		b = strconv.AppendUint(b, uint64(t.PID), 10)
 		b = append(b, '@')

@@ -38,7 +38,7 @@ func findLeaks(l *render.Leaks) *leaks {
 		switch {
 		case len(owners) > 0:
 			name = nameOf(&owners[0])
-		case g.Oldest().Kernel():
+		case g.Kernel():
 			name = "kernel"
 		}
 		e := out.by[name]

@@ -153,7 +153,7 @@ var hookAgain = Hook{
 // hookSockDiag is no program: it serves where iterators do not.
 var hookSockDiag = Hook{
 	Name: "sock_diag", Tier: TierScan,
-	Buys:    "sockets that were there before stated began, and who holds them by /proc; not their errors, who waits on them, nor when one in CLOSE ended",
+	Buys:    "sockets that were there before stated began, and who holds them by /proc; not their errors, who waits on them, which are the kernel's own, nor when one in CLOSE ended",
 	Without: "a connection is known from its next transition on",
 	Needs:   "CONFIG_INET_DIAG and CONFIG_INET_TCP_DIAG",
 }

@@ -153,7 +153,7 @@ func TestFilter(t *testing.T) {
 	run := func(s *space) {
 		for range 2 {
 			c, a := s.pair(0)
-			s.close(c, a)
+			s.end(c, a)
 		}
 	}
 	for name, f := range map[string]event.Filter{
@@ -224,7 +224,8 @@ func twoNamespaces(t *testing.T) (wrong []string, skips uint64) {
 					c := s.connect(at, 0)
 					a := s.accept(l)
 					linger0(c)
-					s.close(l, c, a)
+					s.close(l)
+					s.end(c, a)
 				}
 			})
 		})

@@ -27,6 +27,7 @@ func TestKernelsOwn(t *testing.T) {
 			p := openTier(t, tier.opts)
 			t.Run("NFS", func(t *testing.T) { testNFS(t, p, in) })
 			t.Run("SMC", func(t *testing.T) { testSMC(t, p, in) })
+			t.Run("MPTCP", func(t *testing.T) { testPlainToMPTCP(t, p, in) })
 		})
 	}
 }
@@ -39,7 +40,14 @@ func testNFS(t *testing.T, p *Probe, in *Inspector) {
 		port := at.(*unix.SockaddrInet4).Port
 		var found []census.Socket
 		var server sync.WaitGroup
-		server.Go(func() { found = serveNothing(in, l, s.inode) })
+		server.Go(func() {
+			defer func() {
+				if p := recover(); p != nil {
+					t.Error("server:", p)
+				}
+			}()
+			found = serveNothing(in, l, s.inode)
+		})
 		dir := t.TempDir()
 		err := unix.Mount("127.0.0.1:/x", dir, "nfs", 0,
 			fmt.Sprintf("addr=127.0.0.1,mountaddr=127.0.0.1,vers=3,mountvers=3,proto=tcp,mountproto=tcp,port=%d,mountport=%d,nolock,soft,noresvport", port, port))
@@ -130,6 +138,48 @@ func lookAround(in *Inspector, netns uint32) (found []census.Socket) {
 	return found
 }
 
+// testPlainToMPTCP: a listener of MPTCP, as Go's are, accepts plain TCP by sockets
+// that the kernel made, and gives them to the process.
+func testPlainToMPTCP(t *testing.T, p *Probe, in *Inspector) {
+	inSpace(t, func(s *space) {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+		if err == unix.EPROTONOSUPPORT {
+			panic(skip("this kernel has no MPTCP"))
+		}
+		check(err)
+		unix.Close(fd)
+		l, at := s.listen(local4(), 8, unix.IPPROTO_MPTCP)
+		c := s.connect(at, 0)
+		queued := lookAround(in, s.inode) // the server's
+		if len(queued) != 2 {
+			t.Errorf("%d ends, expected 2", len(queued))
+		}
+		for _, socket := range queued {
+			if socket.Flags.Has(event.FlagKernel) {
+				t.Errorf("%s %s, queued %v: called the kernel's", socket.Local, socket.Peer, socket.NotAccepted())
+			}
+		}
+		a := s.accept(l)
+		accepted := lookAround(in, s.inode)
+		if len(accepted) != 2 {
+			t.Errorf("%d ends, expected 2", len(accepted))
+		}
+		for _, socket := range accepted {
+			if socket.Flags.Has(event.FlagKernel) || len(socket.Holders) != 1 {
+				t.Errorf("%s %s: kernel's %v, held by %+v", socket.Local, socket.Peer, socket.Kernel(), socket.Holders)
+			}
+		}
+		s.close(c)
+		readEOF(a)
+		s.close(a)
+		for _, c := range collect(t, p, s.inode, 2).conns {
+			if c.Kernel {
+				t.Errorf("%s %s: called the kernel's", c.Role, c.Local)
+			}
+		}
+	})
+}
+
 // testSMC talks by SMC, which falls back to TCP on a socket of its own, as there is
 // no device for it. From then on that is the process's descriptor.
 func testSMC(t *testing.T, p *Probe, in *Inspector) {
@@ -153,7 +203,11 @@ func testSMC(t *testing.T, p *Probe, in *Inspector) {
 		check(err)
 		must(unix.Write(c, []byte("x")))
 		must(unix.Read(a, make([]byte, 1)))
-		for _, socket := range lookAround(in, s.inode) {
+		ends := lookAround(in, s.inode)
+		if len(ends) != 2 {
+			t.Errorf("%d ends, expected 2", len(ends))
+		}
+		for _, socket := range ends {
 			t.Logf("%s %s: held by %+v", socket.Local, socket.Peer, socket.Holders)
 			if !socket.Flags.Has(event.FlagKernel) || socket.Elsewhere() > 0 {
 				t.Errorf("%s %s: kernel's %v, held by %+v, %d elsewhere", socket.Local, socket.Peer, socket.Flags.Has(event.FlagKernel), socket.Holders, socket.Elsewhere())

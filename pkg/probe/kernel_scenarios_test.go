@@ -62,7 +62,8 @@ var scenarios = []struct {
 			l, at := s.listen(&unix.SockaddrInet6{Addr: netip.IPv6Loopback().As16()}, 8, 0)
 			c := s.connect(at, 0)
 			a := s.accept(l)
-			s.close(l, c, a)
+			s.close(l)
+			s.end(c, a)
 		},
 		want: []string{listener, client + active, server + passive},
 		ends: []string{"listener listen_ended local", "client closed local TIME_WAIT", "server closed peer"},
@@ -73,7 +74,8 @@ var scenarios = []struct {
 			l, at := s.listen(&unix.SockaddrInet6{}, 8, 0)
 			c := s.connect(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: at.(*unix.SockaddrInet6).Port}, 0)
 			a := s.accept(l)
-			s.close(l, c, a)
+			s.close(l)
+			s.end(c, a)
 		},
 		want: []string{listener, client + active, server + passive},
 		ends: []string{"listener listen_ended local", "client closed local TIME_WAIT", "server closed peer"},
@@ -96,8 +98,7 @@ var scenarios = []struct {
 		run: func(s *space) {
 			c, a := s.pair(0)
 			must(unix.Write(c, []byte("unread")))
-			s.close(a)
-			s.close(c)
+			s.end(a, c)
 		},
 		want:  []string{listener, client + "ESTABLISHED>CLOSE", server + "ESTABLISHED>CLOSE"},
 		ends:  []string{"listener listen_ended local", "client reset_by_peer peer", "server reset_unread_data local"},
@@ -208,8 +209,7 @@ var scenarios = []struct {
 		run: func(s *space) {
 			l, at := s.listen(local4(), 8, 0)
 			c := s.connect(at, 0)
-			s.close(l)
-			s.close(c)
+			s.end(l, c)
 		},
 		want:  []string{listener, client + "ESTABLISHED>CLOSE", server + "ESTABLISHED>CLOSE"},
 		ends:  []string{"listener listen_ended local", "client reset_by_peer peer", "server reset_listener_closed local"},
@@ -222,10 +222,12 @@ var scenarios = []struct {
 			c := s.connect(at, 0)
 			a := s.accept(l)
 			disconnect(c)
+			heard(a)
 			s.close(a)
 			check(unix.Connect(c, at))
 			b := s.accept(l)
-			s.close(l, c, b)
+			s.close(l)
+			s.end(c, b)
 		},
 		want: []string{listener, client + "ESTABLISHED>CLOSE", server + "ESTABLISHED>CLOSE",
 			client + active, server + passive},

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/stated-tcp/stated/pkg/event"
 )
 
 // space is a network namespace of one test, entered by a thread of its own.
@@ -222,6 +224,25 @@ func (s *space) full() unix.Sockaddr {
 func local4() unix.Sockaddr { return &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}} }
 
 // readEOF reads to the end of file.
+// end closes one after the other, each when what the one before sent has come:
+// softirq may be late.
+func (s *space) end(first int, others ...int) {
+	s.close(first)
+	for _, fd := range others {
+		heard(fd)
+		s.close(fd)
+	}
+}
+
+// heard waits until the other end's FIN or RST has come.
+func heard(fd int) {
+	for deadline := time.Now().Add(20 * time.Second); must(unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)).State == uint8(event.StateEstablished); time.Sleep(100 * time.Microsecond) {
+		if time.Now().After(deadline) {
+			panic("neither FIN nor RST has come")
+		}
+	}
+}
+
 func readEOF(fd int) {
 	var buf [4096]byte
 	for must(unix.Read(fd, buf[:])) > 0 {

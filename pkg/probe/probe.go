@@ -60,8 +60,8 @@ type Stats struct {
 	StorageFailed uint64 // sockets, or followed processes, for which there was no memory
 	Requests      uint64 // SYNs that were queued (half-open connections), where the kernel lets us see them
 	Untold        uint64 // of those, without an event of their own: too many came at once
-	Skipped       uint64 // runs of our programs that the kernel skipped as they ran on that CPU already, since 5.12
-	MadeGood      uint64 // runs of st_set_state that it skipped, told by st_state_again: not among Skipped
+	Skipped       uint64 // runs of our programs that the kernel skipped as they ran on that CPU already, and that are not MadeGood; since 5.12, of tracepoints since 6.1
+	MadeGood      uint64 // runs of st_set_state that it skipped, and st_state_again told
 	StacksLost    uint64 // stacks for which there was no room
 	Pending       int    // bytes that wait in the ring buffer to be read
 	RingBytes     int    // its size
@@ -111,6 +111,9 @@ type Probe struct {
 	taken  []found
 	closed chan struct{}
 	guard  guard // of looks by sock_diag
+
+	statsMu sync.Mutex
+	missing uint64 // the most that Stats has told of changes of state that were skipped and not made good
 
 	snapshotDone atomic.Int64 // when a snapshot ended of which the stream has not told; 0: none
 	closeOnce    sync.Once
@@ -345,9 +348,17 @@ func (p *Probe) SeesTimeWait() bool {
 	return p.works(bpfProgStTimeWait) && p.works(bpfProgStTwSchedule) && p.works(bpfProgStTwKill)
 }
 
-// Stats reads the counters.
+// Stats reads the counters. None of them ever falls.
 func (p *Probe) Stats() (s Stats, err error) {
-	var cpus []bpfCounters
+	p.statsMu.Lock()
+	defer p.statsMu.Unlock()
+	for _, prog := range p.progs {
+		// bpf_prog_inc_misses_counter; kernels that do not tell it say 0
+		if stats, err := prog.Stats(); err == nil {
+			s.Programs = append(s.Programs, ProgramStats{prog.name, stats.RecursionMisses, stats.RunCount, stats.Runtime})
+		}
+	}
+	var cpus []bpfCounters // behind the programs: what they were skipped for has been made good by now
 	if err := p.maps[bpfMapTotals].Lookup(uint32(0), &cpus); err != nil {
 		return s, fmt.Errorf("read the counters of the kernel side: %w", err)
 	}
@@ -361,23 +372,18 @@ func (p *Probe) Stats() (s Stats, err error) {
 		s.StacksLost += c.StacksLost
 		s.MadeGood += c.MadeGood
 	}
-	s.Pending, s.RingBytes = p.reader.AvailableBytes(), p.reader.BufferSize()
-	for _, prog := range p.progs {
-		// bpf_prog_inc_misses_counter; kernels that do not tell it say 0
-		stats, err := prog.Stats()
-		if err != nil {
-			continue
-		}
-		skipped := stats.RecursionMisses
-		switch prog.name {
-		case bpfProgStSetState: // read after what makes good
-			skipped -= min(skipped, s.MadeGood)
+	for i := range s.Programs {
+		prog := &s.Programs[i]
+		switch prog.Name {
+		case bpfProgStSetState:
+			p.missing = max(p.missing, prog.Skipped-min(prog.Skipped, s.MadeGood))
+			prog.Skipped = p.missing
 		case bpfProgStStateAgain:
-			skipped = 0 // matters where the other was skipped, too, and is counted there
+			prog.Skipped = 0 // matters where the other was skipped, too, and is counted there
 		}
-		s.Skipped += skipped
-		s.Programs = append(s.Programs, ProgramStats{prog.name, skipped, stats.RunCount, stats.Runtime})
+		s.Skipped += prog.Skipped
 	}
+	s.Pending, s.RingBytes = p.reader.AvailableBytes(), p.reader.BufferSize()
 	return s, nil
 }
 

@@ -223,8 +223,8 @@ func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, owners []even
 	switch f := g.Oldest(); {
 	case len(owners) == 0 && f.Orphan():
 		b = append(b, "no process"...)
-	case len(owners) == 0 && f.Kernel():
-		b = append(b, "the kernel itself (NFS, SMC, iSCSI or the like)"...)
+	case len(owners) == 0 && g.Kernel():
+		b = append(b, "the kernel itself (NFS, SMC or the like)"...)
 	case len(owners) == 0:
 		b = append(b, "a process that was not found"...)
 	case g.Verdicts[leak.NotAccepted] == len(g.Findings) && len(owners) > 1:

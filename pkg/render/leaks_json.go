@@ -121,7 +121,7 @@ func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
 		}
 	}
 	b = number(b, "stated.leak.unread_bytes", int64(g.Unread))
-	if g.Oldest().Kernel() {
+	if g.Kernel() {
 		b = append(b, `,"stated.socket.kernel":true`...)
 	}
 	if l.Container != nil {

@@ -225,7 +225,7 @@ func socketFacts(b []byte, s *census.Socket) []byte {
 	if n := s.Elsewhere(); n > 0 && s.Inode != 0 {
 		b = number(b, "stated.socket.held_elsewhere", int64(n))
 	}
-	if s.Flags.Has(event.FlagKernel) {
+	if s.Kernel() {
 		b = append(b, `,"stated.socket.kernel":true`...)
 	}
 	return b

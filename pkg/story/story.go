@@ -145,7 +145,7 @@ func (t *Teller) holders(s *census.Socket) (b []byte) {
 	case s.Orphan():
 		return []byte("No process holds it any more: the kernel finishes the connection alone.")
 	case s.Kernel():
-		return []byte("The kernel itself made it, for NFS, SMC, iSCSI or the like: no process has a descriptor of it, and none can close it.")
+		return []byte("The kernel itself made it, for NFS, SMC or the like: no process has a descriptor of it, and none can close it.")
 	case len(s.Holders) == 0:
 		b = append(b, "No process was found that holds it: it is in flight on a unix socket, in an io_uring, or was closed this moment. "...)
 	}
@@ -326,7 +326,7 @@ func (t *Teller) unstuck(f *leak.Finding) []byte {
 // next says what to look for, and gives commands that a person may run.
 func (t *Teller) next(b []byte, f *leak.Finding) []byte {
 	if f.Kernel() {
-		return paragraph(b, []byte("Next: it goes with what uses it: a mount of NFS (findmnt -t nfs,nfs4), a disk of iSCSI or NVMe, SMC."))
+		return paragraph(b, []byte("Next: it goes with what uses it, such as a mount of NFS (findmnt -t nfs,nfs4)."))
 	}
 	advice := render.Advice(f.Verdict)
 	if advice == "" {

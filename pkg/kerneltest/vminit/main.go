@@ -71,7 +71,7 @@ func run() error {
 	}
 	var failed []string
 	for _, path := range tests {
-		cmd := exec.Command(path, "-test.v", "-test.timeout=15m", "-test.short", "-test.run="+os.Getenv("STATED_RUN")) // of the kernel's command line
+		cmd := exec.Command(path, "-test.v", "-test.timeout=13m", "-test.short", "-test.run="+os.Getenv("STATED_RUN")) // of the kernel's command line
 		cmd.Stdout, cmd.Stderr, cmd.Dir = os.Stdout, os.Stdout, "/tmp"
 		if err := cmd.Run(); err != nil {
 			failed = append(failed, fmt.Sprintf("%s: %v", filepath.Base(path), err))
