@@ -3,22 +3,6 @@
 #ifndef __STATED_EMIT_H
 #define __STATED_EMIT_H
 
-/*
- * A wake-up costs microseconds, so the reader polls with a deadline and is
- * woken only when the data waiting crosses a mark. A crossing missed in a race
- * costs one deadline.
- */
-static __always_inline __u64 wakeup(void)
-{
-	__u64 waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
-
-	if (waiting >= cfg_wakeup_bytes && waiting < cfg_wakeup_bytes + 4 * sizeof(struct event))
-		return BPF_RB_FORCE_WAKEUP;
-	return BPF_RB_NO_WAKEUP;
-}
-
-#include "process.h"
-
 static __always_inline struct event *reserve(void)
 {
 	struct counters *n = count();

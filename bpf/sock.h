@@ -166,6 +166,12 @@ static __always_inline bool task_did(struct sock *sk, int old, int new)
 	return false;
 }
 
+/* SCTP and DCCP use the tracepoint with numbers of their own. */
+static __always_inline bool is_ours(struct sock *sk)
+{
+	return sk->sk_protocol == IPPROTO_TCP || sk->sk_protocol == IPPROTO_MPTCP;
+}
+
 static __always_inline bool is_subflow(struct tcp_sock *tp)
 {
 	return tp && bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp;

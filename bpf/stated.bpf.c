@@ -21,11 +21,16 @@ struct kernfs_node___parent {
 
 #include "sock.h"
 #include "filter.h"
+#include "process.h"
 #include "emit.h"
+#include "mini.h"
 #include "inspect.h"
 #include "netns.h"
 #include "stack.h"
-#include "trampoline.h"
+#include "request.h"
+#include "time_wait.h"
+#include "accept.h"
+#include "snapshot.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -75,12 +80,6 @@ static __always_inline void remember_closer(struct sock *sk, struct sock_info *i
 	info->owner_source = OWNER_CLOSE;
 	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
 	current_group(&info->owner_start_ns, info->owner_comm);
-}
-
-/* SCTP and DCCP use the tracepoint with numbers of their own. */
-static __always_inline bool is_ours(struct sock *sk)
-{
-	return sk->sk_protocol == IPPROTO_TCP || sk->sk_protocol == IPPROTO_MPTCP;
 }
 
 static __always_inline int set_state(void *ctx, struct sock *sk, struct sock_info *info, int old, int new)
@@ -228,76 +227,6 @@ int st_send_reset(__u64 *ctx)
 	return emit_sock(sk, info, bpf_ktime_get_boot_ns(), WHAT(EVENT_RESET_SENT, state, state) | why << 24);
 }
 
-/*
- * accept() and accept4() gave a descriptor out: from the number to the socket.
- * Another thread may have closed and reused it in between, so what is found
- * must look like a TCP socket in all respects. A classic tracepoint, because
- * the raw one fires for every system call of the host.
- */
-static __always_inline int accepted(struct trace_event_raw_sys_exit *ctx)
-{
-	long fd = BPF_CORE_READ(ctx, ret);
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct sock_info *info;
-	struct file **fds, *file;
-	struct socket *socket;
-	struct sock *sk;
-	struct event *e;
-	__u64 key, cookie;
-	__u16 family, protocol;
-	__u32 pid = bpf_get_current_pid_tgid() >> 32;
-
-	if (fd < 0 || (cfg_pids && !bpf_map_lookup_elem(&filter_pids, &pid)))
-		return 0;
-	fds = BPF_CORE_READ(task, files, fdt, fd);
-	if (bpf_probe_read_kernel(&file, sizeof(file), fds + fd))
-		return 0;
-	socket = BPF_CORE_READ(file, private_data);
-	sk = BPF_CORE_READ(socket, sk);
-	family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	protocol = BPF_CORE_READ(sk, sk_protocol);
-	if ((family != AF_INET && family != AF_INET6) || protocol != IPPROTO_TCP || BPF_CORE_READ(socket, file) != file)
-		return 0;
-	cookie = cfg_sk_helpers ? BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) : 0;
-	if (!cfg_sk_helpers) {
-		key = (__u64)sk;
-		info = bpf_map_lookup_elem(&sock_infos_lru, &key);
-		cookie = info ? info->id : 0;
-	}
-	if (!cookie)
-		return 0;
-	if (cfg_stacks)
-		remember_stack(ctx, cookie);
-	introduce();
-	e = reserve();
-	if (!e)
-		return 0;
-	e->time_ns = bpf_ktime_get_boot_ns();
-	e->kind = EVENT_ACCEPT;
-	e->old_state = e->new_state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	e->socket = cookie;
-	e->flags = cfg_sk_helpers ? 0 : FLAG_OWN_ID;
-	e->family = family;
-	e->protocol = protocol;
-	e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-	e->fd = fd;
-	fill_task(e, true);
-	submit(e);
-	return 0;
-}
-
-SEC("tracepoint/syscalls/sys_exit_accept")
-int st_accept(struct trace_event_raw_sys_exit *ctx)
-{
-	return accepted(ctx);
-}
-
-SEC("tracepoint/syscalls/sys_exit_accept4")
-int st_accept4(struct trace_event_raw_sys_exit *ctx)
-{
-	return accepted(ctx);
-}
-
 /* With cfg_tree: a child of a process that is followed is followed. */
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(st_fork, struct task_struct *parent, struct task_struct *child)
@@ -321,141 +250,6 @@ int BPF_PROG(st_exit, struct task_struct *task)
 
 	if (!task->signal->live.counter)
 		bpf_map_delete_elem(&filter_pids, &pid);
-	return 0;
-}
-
-/*
- * An iterator is faster than any reader: it waits while half of the ring buffer
- * is full. With 1 the kernel ends the reader's system call with EAGAIN and
- * begins the next one with the same object (bpf_iter_run_prog, bpf_seq_read).
- */
-static __always_inline bool crowded(void)
-{
-	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > 16 * cfg_wakeup_bytes;
-}
-
-/* Between these two stand all sockets of a namespace, unless some were lost. */
-static __always_inline int tell_snapshot(__u8 kind, __u64 now)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct event *e = reserve();
-
-	if (!e)
-		return 0;
-	e->time_ns = now;
-	e->kind = kind;
-	e->netns = BPF_CORE_READ(task, nsproxy, net_ns, ns.inum);
-	submit(e);
-	return 0;
-}
-
-static __always_inline int found_mini(struct sock_common *skc)
-{
-	struct tcp_timewait_sock *tw = bpf_skc_to_tcp_timewait_sock(skc);
-	struct tcp_request_sock *req = bpf_skc_to_tcp_request_sock(skc);
-	__u8 state = TCP_NEW_SYN_RECV;
-	struct event *e;
-
-	if (tw)
-		state = tw->tw_sk.tw_substate;
-	else if (!req)
-		return 0;
-	e = reserve_mini(skc, cfg_sk_helpers ? bpf_get_socket_cookie(skc) : 0, WHAT(EVENT_SNAPSHOT, state, state));
-	if (!e)
-		return 0;
-	if (!mini_wanted(e)) {
-		discard_filtered(e);
-		return 0;
-	}
-	if (req)
-		e->retransmits = req->req.req.num_retrans;
-	submit(e);
-	return 0;
-}
-
-/*
- * Every socket of the namespace that the iterator was opened in. Its events go
- * through the same ring under the socket's lock (since 5.15; before, under the
- * lock of its hash bucket), so what happens to a socket afterwards stands
- * behind it, and the table needs no merging.
- */
-SEC("iter/tcp")
-int st_iter_tcp(struct bpf_iter__tcp *ctx)
-{
-	struct sock_common *skc = ctx->sk_common;
-	__u64 now = bpf_ktime_get_boot_ns();
-	struct tcp_sock *tp;
-	struct sock *sk;
-	int state;
-
-	if (skc && crowded())
-		return 1;
-	if (!ctx->meta->seq_num)
-		tell_snapshot(EVENT_SNAPSHOT_BEGIN, now);
-	if (!skc) /* called once more at the end */
-		return tell_snapshot(EVENT_SNAPSHOT_DONE, now);
-	tp = bpf_skc_to_tcp_sock(skc);
-	if (!tp)
-		return found_mini(skc);
-	sk = &tp->inet_conn.icsk_inet.sk;
-	state = skc->skc_state;
-	if (state == TCP_LISTEN)
-		flush_overflow(sk, now);
-	return emit_sock(sk, info_of(sk, true), now, WHAT(EVENT_SNAPSHOT, state, state));
-}
-
-/* Every descriptor of a socket: who holds it. Sets the owner of sockets that were there before us. */
-SEC("iter/task_file")
-int st_iter_file(struct bpf_iter__task_file *ctx)
-{
-	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
-	struct sock_info *info;
-	struct socket *socket;
-	struct sock *sk;
-	struct event *e;
-
-	if (!task || !file)
-		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	if (crowded())
-		return 1;
-	sk = socket->sk;
-	if (!sk || (sk->sk_protocol != IPPROTO_TCP && sk->sk_protocol != IPPROTO_MPTCP))
-		return 0;
-	if (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6)
-		return 0;
-	info = info_of(sk, true);
-	if (!info)
-		return 0;
-	if (!info->id && needs_own_id(sk))
-		info->id = own_id();
-	if (owner_weak(info)) {
-		info->owner_source = sk->__sk_common.skc_state == TCP_LISTEN ? OWNER_LISTEN : OWNER_HOLDER;
-		info->owner_pid = task->tgid;
-		info->owner_start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
-		bpf_core_read_str(info->owner_comm, 16, &task->group_leader->comm);
-	}
-	e = reserve();
-	if (!e)
-		return 0;
-	e->time_ns = bpf_ktime_get_boot_ns();
-	e->kind = EVENT_HOLDER;
-	e->old_state = e->new_state = sk->__sk_common.skc_state;
-	read_sock(e, sk);
-	if (filter(e, sk, info) == VERDICT_DROP) {
-		discard_filtered(e);
-		return 0;
-	}
-	e->fd = ctx->fd;
-	e->pid = e->tid = task->tgid;
-	e->task_start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
-	bpf_core_read_str(e->comm, 16, &task->group_leader->comm);
-	fill_info(e, sk, info);
-	e->flags |= FLAG_TASK;
-	submit(e);
 	return 0;
 }
 
