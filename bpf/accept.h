@@ -106,9 +106,7 @@ static __always_inline int took(struct sock *sk, struct sock_info *info, __u8 so
 	return 0;
 }
 
-/* accept() gives the connection to a struct socket (sock_graft), by system call or io_uring. */
-SEC("fentry/security_sock_graft")
-int BPF_PROG(st_graft, struct sock *sk, struct socket *parent)
+static __always_inline int grafted(void *ctx, struct sock *sk)
 {
 	struct sock_info *info;
 
@@ -119,7 +117,26 @@ int BPF_PROG(st_graft, struct sock *sk, struct socket *parent)
 	if (BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), flags) & PF_WQ_WORKER)
 		return 0; /* mostly for somebody else: SMC */
 	info = info_of(sk, true);
-	return info ? took(sk, info, OWNER_ACCEPT, EVENT_ACCEPT) : 0;
+	if (!info || info->owner_source == OWNER_ACCEPT)
+		return 0;
+	took(sk, info, OWNER_ACCEPT, EVENT_ACCEPT);
+	if (cfg_stacks)
+		remember_stack(ctx, id_of(sk, info));
+	return 0;
+}
+
+/* accept() gives the connection to a struct socket (sock_graft), by system call or io_uring. */
+SEC("fentry/security_sock_graft")
+int BPF_PROG(st_graft, struct sock *sk, struct socket *parent)
+{
+	return grafted(ctx, sk);
+}
+
+/* What the kernel skipped st_graft for, as st_state_again. */
+SEC("fexit/security_sock_graft")
+int BPF_PROG(st_graft_again, struct sock *sk, struct socket *parent)
+{
+	return grafted(ctx, sk);
 }
 
 /*

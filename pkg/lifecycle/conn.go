@@ -171,7 +171,6 @@ type Conn struct {
 	Unread      uint32 // bytes in the receive queue, without the FIN
 	Unsent      uint32
 	Epoch       uint32 // counts the connections of this socket, from 0 (as far as we saw)
-	Acceptor    int32  // descriptor that accept() returned, -1 unknown
 
 	Local Endpoint // from the first event where it is whole
 	Peer  Endpoint

@@ -55,7 +55,7 @@ func (t *Table) Lingering(f func(*Conn)) {
 func (ls *lingers) conn(l *linger) *Conn {
 	c := &ls.scratch
 	*c = Conn{
-		Shared: l.Shared, Socket: l.socket, OwnID: l.ownID, Local: l.local, Peer: l.peer, Role: l.role, Acceptor: -1,
+		Shared: l.Shared, Socket: l.socket, OwnID: l.ownID, Local: l.local, Peer: l.peer, Role: l.role,
 		State: l.state, FirstEvent: l.first, leftBehind: true, Spans: PathOf(Span{Start: l.start, State: l.state, Known: l.known}),
 	}
 	return c

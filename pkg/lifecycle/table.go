@@ -164,17 +164,12 @@ func (t *Table) Apply(e *event.Event) {
 	}
 }
 
-// accepted is told by up to two hooks: one knows the moment, the other the
-// descriptor.
 func (t *Table) accepted(e *event.Event) {
 	c := t.find(e)
 	if c == nil {
 		return
 	}
 	t.own(c, e.Task, event.OwnerAccept)
-	if c.Acceptor < 0 {
-		c.Acceptor = e.FD
-	}
 	if c.AcceptedAt == 0 {
 		c.AcceptedAt = e.Time
 	}
@@ -333,7 +328,6 @@ func (t *Table) open(e *event.Event) *Conn {
 	c.Socket = e.Socket
 	c.FirstEvent = e.Time
 	c.OwnID = e.Flags.Has(event.FlagOwnID)
-	c.Acceptor = -1
 	c.inTable = true
 	t.conns[e.Socket] = c
 	t.stats.Open++

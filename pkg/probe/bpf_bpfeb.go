@@ -216,6 +216,7 @@ const (
 	bpfProgStExit          = "st_exit"
 	bpfProgStFork          = "st_fork"
 	bpfProgStGraft         = "st_graft"
+	bpfProgStGraftAgain    = "st_graft_again"
 	bpfProgStInspectFile   = "st_inspect_file"
 	bpfProgStInspectTcp    = "st_inspect_tcp"
 	bpfProgStIterFile      = "st_iter_file"
@@ -314,6 +315,7 @@ type bpfProgramSpecs struct {
 	StExit        *ebpf.ProgramSpec `ebpf:"st_exit"`
 	StFork        *ebpf.ProgramSpec `ebpf:"st_fork"`
 	StGraft       *ebpf.ProgramSpec `ebpf:"st_graft"`
+	StGraftAgain  *ebpf.ProgramSpec `ebpf:"st_graft_again"`
 	StInspectFile *ebpf.ProgramSpec `ebpf:"st_inspect_file"`
 	StInspectTcp  *ebpf.ProgramSpec `ebpf:"st_inspect_tcp"`
 	StIterFile    *ebpf.ProgramSpec `ebpf:"st_iter_file"`
@@ -487,6 +489,7 @@ type bpfPrograms struct {
 	StExit        *ebpf.Program `ebpf:"st_exit"`
 	StFork        *ebpf.Program `ebpf:"st_fork"`
 	StGraft       *ebpf.Program `ebpf:"st_graft"`
+	StGraftAgain  *ebpf.Program `ebpf:"st_graft_again"`
 	StInspectFile *ebpf.Program `ebpf:"st_inspect_file"`
 	StInspectTcp  *ebpf.Program `ebpf:"st_inspect_tcp"`
 	StIterFile    *ebpf.Program `ebpf:"st_iter_file"`
@@ -525,6 +528,7 @@ func (p *bpfPrograms) Close() error {
 		p.StExit,
 		p.StFork,
 		p.StGraft,
+		p.StGraftAgain,
 		p.StInspectFile,
 		p.StInspectTcp,
 		p.StIterFile,

@@ -61,20 +61,6 @@ var hooks = append([]Hook{
 		Needs:   "kernel 5.5 with CONFIG_DEBUG_INFO_BTF; 6.10 for reasons",
 	},
 	{
-		Name: "tracepoint syscalls/sys_exit_accept4", Program: bpfProgStAccept4, Tier: TierCauses,
-		Buys:       "the process that accepted a connection, and its descriptor",
-		Without:    "an accepted connection has the listener's owner until its process closes it",
-		Needs:      "tracefs at /sys/kernel/tracing and CONFIG_FTRACE_SYSCALLS",
-		tracepoint: [2]string{"syscalls", "sys_exit_accept4"},
-	},
-	{
-		Name: "tracepoint syscalls/sys_exit_accept", Program: bpfProgStAccept, Tier: TierCauses,
-		Buys:       "the same for programs that call accept()",
-		Without:    "an accepted connection has the listener's owner until its process closes it",
-		Needs:      "tracefs at /sys/kernel/tracing and CONFIG_FTRACE_SYSCALLS",
-		tracepoint: [2]string{"syscalls", "sys_exit_accept"},
-	},
-	{
 		Name: "tp_btf sched_process_fork", Program: bpfProgStFork, Tier: TierCauses,
 		Buys:    "following the children of a command (trace -- CMD)",
 		Without: "only the command itself is followed",

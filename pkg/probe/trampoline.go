@@ -64,6 +64,11 @@ func trampolines() []Hook {
 			Without: "accept() is told when the system call returns; a connection accepted through io_uring has the listener's owner",
 		},
 		{
+			Name: "fexit security_sock_graft", Program: bpfProgStGraftAgain, params: []string{"sk", "parent"}, onlyWith: bpfProgStGraft,
+			Buys:    "the same, where the kernel skips the first, as it runs on that CPU already",
+			Without: "such an accept() is not told",
+		},
+		{
 			Name: "fentry tcp_time_wait", Program: bpfProgStTimeWait, params: []string{"sk", "state", "timeo"}, byCookie: true,
 			Buys:    "TIME_WAIT of sockets that were not met before",
 			Without: "TIME_WAIT is inferred",
@@ -102,12 +107,31 @@ func trampolines() []Hook {
 	for i := range list {
 		list[i].Tier, list[i].Needs = TierTrampolines, needsTrampolines
 	}
-	return append(list, Hook{
+	return append(list, withoutGraft...)
+}
+
+// withoutGraft are hooks for what fentry security_sock_graft sees where it works.
+var withoutGraft = []Hook{
+	{
+		Name: "tracepoint syscalls/sys_exit_accept4", Program: bpfProgStAccept4, Tier: TierCauses, insteadOf: bpfProgStGraft,
+		Buys:       "the process that accepted a connection",
+		Without:    "an accepted connection has the listener's owner until its process reads from it or closes it",
+		Needs:      "tracefs at /sys/kernel/tracing and CONFIG_FTRACE_SYSCALLS",
+		tracepoint: [2]string{"syscalls", "sys_exit_accept4"},
+	},
+	{
+		Name: "tracepoint syscalls/sys_exit_accept", Program: bpfProgStAccept, Tier: TierCauses, insteadOf: bpfProgStGraft,
+		Buys:       "the same for programs that call accept()",
+		Without:    "an accepted connection has the listener's owner until its process reads from it or closes it",
+		Needs:      "tracefs at /sys/kernel/tracing and CONFIG_FTRACE_SYSCALLS",
+		tracepoint: [2]string{"syscalls", "sys_exit_accept"},
+	},
+	{
 		Name: "tp_btf tcp_rcv_space_adjust", Program: bpfProgStRead, Tier: TierCauses, insteadOf: bpfProgStGraft,
 		Buys:    "the owner of a connection accepted through io_uring, or before stated began, once it reads",
 		Without: "such a connection has the listener's owner until its process closes it",
 		Needs:   "kernel 5.5 with CONFIG_DEBUG_INFO_BTF",
-	})
+	},
 }
 
 // kernelFunc returns the kernel's own function of a name, or nil.

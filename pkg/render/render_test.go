@@ -32,7 +32,7 @@ func conns() []*lifecycle.Conn {
 		return &lifecycle.Conn{
 			Shared: &lifecycle.Shared{UIDKnown: true, Netns: 4026531840, Family: 2, Protocol: event.ProtoTCP,
 				Owner: lifecycle.Owner{Task: event.Task{PID: 4242, Comm: event.MakeComm("curl")}, Source: event.OwnerConnect}},
-			Socket: 0x1002, Acceptor: -1, FirstEvent: 1000 * ms, Local: endpoint("10.0.0.5:51234"), Peer: endpoint("93.184.216.34:443"),
+			Socket: 0x1002, FirstEvent: 1000 * ms, Local: endpoint("10.0.0.5:51234"), Peer: endpoint("93.184.216.34:443"),
 			Role: lifecycle.RoleClient, State: event.StateClose, FromStart: true,
 			Spans: lifecycle.PathOf(lifecycle.Span{Start: 1000 * ms, State: event.StateSynSent}, lifecycle.Span{Start: 1012 * ms, State: event.StateEstablished}),
 			End:   3400 * ms, LastEvent: 3400 * ms, Outcome: lifecycle.OutcomeClosed, Initiator: lifecycle.InitiatorPeer,
