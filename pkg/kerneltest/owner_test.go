@@ -186,6 +186,17 @@ type owned struct {
 	servers map[uint16]uint32 // pid of who accepted, by the client's port
 	closers map[uint16]uint32 // pid of who closed the server's side, where that is told
 	comms   map[uint32]string // names of the processes, not of their threads, where known
+	used    map[uint16]bool   // ports of clients so far
+}
+
+// client notes whose connection comes from a port. A port that is used a second
+// time tells connections apart no more: it is left out.
+func (o *owned) client(port uint16, pid uint32) {
+	if o.used[port] {
+		delete(o.clients, port)
+		return
+	}
+	o.used[port], o.clients[port] = true, pid
 }
 
 // learn keeps the names of the processes that are there.
@@ -388,15 +399,18 @@ func (s *space) freePort() netip.AddrPort {
 	return at
 }
 
-// awaitListener waits until something listens.
-func awaitListener(at netip.AddrPort, ended <-chan error) {
+// awaitListener waits until something listens, and returns the ports from which
+// it asked.
+func awaitListener(at netip.AddrPort, ended <-chan error) (used map[uint16]bool) {
 	sa, family := sockaddr(at)
+	used = make(map[uint16]bool)
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		fd := must(unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
 		err := unix.Connect(fd, sa)
+		used[localOf(fd).Port()] = true
 		unix.Close(fd)
 		if err == nil {
-			return
+			return used
 		}
 		select {
 		case err := <-ended:
@@ -433,16 +447,16 @@ func (s *space) serve(srv server) owned {
 			<-ended
 		}
 	}()
-	awaitListener(o.at, ended)
+	o.used = awaitListener(o.at, ended)
 	for range 10 {
 		for _, port := range s.ask(o.at, 8) {
-			o.clients[port] = uint32(os.Getpid())
+			o.client(port, uint32(os.Getpid()))
 		}
 	}
 	o.learn(o.clients)
 	for range 10 {
 		pid, port := s.curl(o.at)
-		o.clients[port] = pid
+		o.client(port, pid)
 		o.comms[pid] = "curl"
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {

@@ -86,6 +86,7 @@ func awaitReady(pidFile string) {
 //	owner 4711 LOG:  connection authorized: user=nobody database=postgres application_name=bench
 func ownersInLog(log string, o owned, postmaster uint32, clients map[string]uint32) owned {
 	o.clients, o.servers, o.closers = make(map[uint16]uint32), make(map[uint16]uint32), make(map[uint16]uint32)
+	times := make(map[uint16]int)    // that a port was used
 	ports := make(map[uint32]uint16) // of the backends; a pid is not used again so soon
 	for line := range strings.Lines(log) {
 		var backend uint32
@@ -97,9 +98,16 @@ func ownersInLog(log string, o owned, postmaster uint32, clients map[string]uint
 			port := uint16(must(strconv.ParseUint(strings.TrimSpace(text), 10, 16)))
 			ports[backend] = port
 			o.servers[port], o.closers[port] = postmaster, backend
+			times[port]++
 		}
 		if _, app, ok := strings.Cut(line, " application_name="); ok {
 			o.clients[ports[backend]] = clients[strings.TrimSpace(app)]
+		}
+	}
+	for port, n := range times {
+		if n > 1 { // it tells connections apart no more
+			delete(o.clients, port)
+			delete(o.servers, port)
 		}
 	}
 	return o
