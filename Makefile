@@ -6,7 +6,7 @@ GOLANGCI_LINT ?= go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v
 VERSION ?= $(shell .ci/version)
 GOFLAGS_BUILD = -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help build generate man deb test test-kernel test-system bench fuzz lint check clean
+.PHONY: help build generate man deb test test-kernel test-owners test-system bench fuzz lint check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ deb: build man ## make build/stated_VERSION-1_ARCH.deb: program, unit, configura
 KERNEL ?= all
 test-kernel: ## run the kernel tests in VMs: KERNEL=all, list, amd64-6.1, ...
 	.ci/kernels $(KERNEL)
+
+test-owners: ## run real servers and clients in VMs, and compare owners: KERNEL=amd64-6.12, ...
+	.ci/owners $(filter-out all,$(KERNEL))
 
 test-system: ## install the deb in a VM with systemd, and use the service
 	.ci/system

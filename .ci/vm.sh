@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# What .ci/kernels and .ci/system share, which source it: kernels of Debian, and
+# What .ci/kernels, .ci/owners and .ci/system share, which source it: kernels of Debian, and
 # QEMU in software (TCG) to boot them. Packages come from the mirror that apt is
 # configured with, and are checked by apt as always.
 
@@ -48,12 +48,20 @@ private_apt() { # get|cache args...
 
 # Leaves vmlinuz and modules in $dir, and sets $arch.
 fetch() { # NAME
-	local row suite pattern uri names package kind deb m f
+	local row suite pattern lock_fd
 	row=$(awk -v n="$1" '$1 == n' <<<"$kernels")
 	[ -n "$row" ] || die "unknown kernel $1: one of $(awk 'NF {printf "%s ", $1}' <<<"$kernels")"
 	read -r _ arch suite pattern <<<"$row"
 	dir=$cache/$1
-	[ "$(cat "$dir/complete" 2>/dev/null)" = "$modules" ] && return
+	mkdir -p "$cache"
+	exec {lock_fd}>"$cache/$1.lock" # another machine may need it, too
+	flock "$lock_fd"
+	if [ "$(cat "$dir/complete" 2>/dev/null)" != "$modules" ]; then fetch_anew; fi
+	exec {lock_fd}>&-
+}
+
+fetch_anew() {
+	local uri names package kind deb m f
 	root=$cache/apt-$suite-$arch
 	rm -rf "$dir"
 	mkdir -p "$root"/{state/lists/partial,cache/archives/partial} "$dir"/{x,modules}
@@ -115,4 +123,38 @@ machine() { # NAME INITRD KERNEL-ARGUMENTS QEMU-ARGUMENTS...
 	esac
 	qemu+=(-kernel "$dir/vmlinuz" -initrd "$2" -append "$console panic=-1 quiet $3" -smp $cpus -m 1024
 		-display none -serial stdio -monitor none -no-reboot -nic none "${@:4}")
+}
+
+# Leaves a Debian bookworm with packages in the file $rootfs, made once. Needs root,
+# for the owners of its files.
+make_rootfs() { # NAME PACKAGE,PACKAGE...
+	rootfs=$cache/$1.tar
+	[ "$(cat "$rootfs.complete" 2>/dev/null)" != "$2" ] || return 0
+	local uri
+	rm -f "$rootfs"*
+	uri=$(mirror) || exit
+	mmdebstrap -q --variant=minbase --include="$2" --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+		bookworm "$rootfs" "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri bookworm main" >&2
+	echo "$2" >"$rootfs.complete"
+}
+
+# Makes the initramfs that a machine boots its disk with, whose first process is INIT.
+# BUSYBOX is a static one.
+disk_initrd() { # TO BUSYBOX INIT MODULE...
+	local tree=$1.tree
+	rm -rf "$tree" && mkdir -p "$tree"/{dev,root,modules}
+	cp "$2" "$tree/busybox"
+	mknod "$tree/dev/console" c 5 1
+	copy_modules "$tree/modules" "${@:4}"
+	sed "s|INIT|$3|" >"$tree/init" <<-'END'
+		#!/busybox sh
+		for module in /modules/*; do /busybox insmod $module; done
+		/busybox mount -t devtmpfs devtmpfs /dev
+		until [ -e /dev/vda ]; do /busybox sleep 0.1; done
+		/busybox mount -t ext4 /dev/vda /root
+		exec /busybox switch_root /root INIT
+	END
+	chmod +x "$tree/init"
+	(cd "$tree" && find . | cpio -o -H newc --quiet) >"$1"
+	rm -rf "$tree"
 }

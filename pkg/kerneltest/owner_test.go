@@ -310,7 +310,8 @@ func ownersOf(t *testing.T, peer *tcpstates, run func(*space) owned) (result str
 		}
 		if closer, known := want.closers[port]; known && c.Role == lifecycle.RoleServer && c.Outcome == lifecycle.OutcomeClosed {
 			if comm := want.comms[closer]; c.Closer == nil || c.Closer.PID != closer || comm != "" && c.Closer.Comm.String() != comm {
-				t.Errorf("%s %s %s: closed by %+v, logged %s[%d]", c.Role, c.Local, c.Peer, c.Closer, comm, closer)
+				stats, err := p.Stats()
+				t.Errorf("%s %s %s: closed by %+v, logged %s[%d]; gap %t, %d runs skipped (%v)", c.Role, c.Local, c.Peer, c.Closer, comm, closer, c.Gap, stats.Skipped, err)
 			}
 		}
 	}
@@ -399,28 +400,32 @@ func (s *space) freePort() netip.AddrPort {
 	return at
 }
 
-// awaitListener waits until something listens, and returns the ports from which
-// it asked.
-func awaitListener(at netip.AddrPort, ended <-chan error) (used map[uint16]bool) {
-	sa, family := sockaddr(at)
-	used = make(map[uint16]bool)
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		fd := must(unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))
-		err := unix.Connect(fd, sa)
-		used[localOf(fd).Port()] = true
-		unix.Close(fd)
-		if err == nil {
-			return used
-		}
+// awaitListener waits until something listens, without a connection of its own.
+func awaitListener(at netip.AddrPort, ended <-chan error) {
+	for deadline := time.Now().Add(120 * time.Second); !listens(at.Port()); time.Sleep(20 * time.Millisecond) {
 		select {
 		case err := <-ended:
 			panic(fmt.Sprint("the server ended: ", err))
 		default:
 		}
 		if time.Now().After(deadline) {
-			panic(fmt.Sprint("the server does not listen: ", err))
+			panic("the server does not listen")
 		}
 	}
+}
+
+// listens reports whether a socket of the namespace listens (get_tcp4_sock in
+// net/ipv4/tcp_ipv4.c).
+func listens(port uint16) bool {
+	for _, name := range []string{"tcp", "tcp6"} {
+		for line := range strings.Lines(string(must(os.ReadFile("/proc/thread-self/net/" + name)))) {
+			words := strings.Fields(line)
+			if len(words) > 3 && strings.HasSuffix(words[1], fmt.Sprintf(":%04X", port)) && words[3] == "0A" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // serve runs a server, and clients of two kinds: ourselves, many connections
@@ -429,7 +434,7 @@ func (s *space) serve(srv server) owned {
 	s.anyCPU()
 	dir := must(os.MkdirTemp("", "stated"))
 	defer os.RemoveAll(dir)
-	o := owned{at: s.freePort(), clients: make(map[uint16]uint32)}
+	o := owned{at: s.freePort(), clients: make(map[uint16]uint32), used: make(map[uint16]bool)}
 	log := &logged{pids: make(map[uint16]uint32), closers: make(map[uint16]uint32)}
 	cmd := exec.Command(srv.program, srv.args(dir, o.at)...)
 	cmd.Stdout, cmd.Stderr = log, os.Stderr
@@ -447,7 +452,7 @@ func (s *space) serve(srv server) owned {
 			<-ended
 		}
 	}()
-	o.used = awaitListener(o.at, ended)
+	awaitListener(o.at, ended)
 	for range 10 {
 		for _, port := range s.ask(o.at, 8) {
 			o.client(port, uint32(os.Getpid()))

@@ -44,7 +44,12 @@ func run() error {
 			return fmt.Errorf("mount %s: %w", m.path, err)
 		}
 	}
-	for _, kv := range []string{"PATH=/bin", "HOME=/tmp", "STATED_KERNEL_TEST=1", "STATED_VM=1"} {
+	for name, target := range map[string]string{"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"} { // as udev makes them
+		if err := os.Symlink("/proc/self/fd"+target, "/dev/"+name); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	for _, kv := range []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "STATED_KERNEL_TEST=1", "STATED_VM=1"} {
 		k, v, _ := strings.Cut(kv, "=")
 		os.Setenv(k, v)
 	}
@@ -72,7 +77,7 @@ func run() error {
 	var failed []string
 	for _, path := range tests {
 		cmd := exec.Command(path, "-test.v", "-test.timeout=13m", "-test.short", "-test.run="+os.Getenv("STATED_RUN")) // of the kernel's command line
-		cmd.Stdout, cmd.Stderr, cmd.Dir = os.Stdout, os.Stdout, "/tmp"
+		cmd.Stdout, cmd.Stderr, cmd.Dir = os.Stdout, os.Stdout, "/tests"
 		if err := cmd.Run(); err != nil {
 			failed = append(failed, fmt.Sprintf("%s: %v", filepath.Base(path), err))
 		}
