@@ -42,7 +42,7 @@ struct sock_info {
 	__u8 owner_source;
 	__u8 verdict; /* of the filter: enum verdict */
 	__u8 flags;   /* enum info_flag */
-	__u8 taken;   /* CHANGE that st_set_state took and st_state_again does not know of; 0: none */
+	__u8 taken;   /* the last CHANGE, which st_set_state or st_state_again took */
 	__u8 owner_comm[16];
 };
 

@@ -132,8 +132,10 @@ int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
  * (__bpf_trace_run in kernel/trace/bpf_trace.c, since 6.1): interrupted by a segment for
  * another socket, or from 7.0 on by another task, which may last. This one comes
  * behind st_set_state in each change of state, under the same lock of the socket,
- * is over in no time, and tells what that did not. Masking interrupts in
- * st_set_state is no help, as they come at its very end then.
+ * is over in no time, and tells what that did not. pkg/probe attaches it twice where
+ * a task may be preempted in st_set_state: then it runs alone for long, and may be
+ * interrupted itself. Masking interrupts in st_set_state is no help, as they come at
+ * its very end then.
  */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(st_state_again, struct sock *sk, int old, int new)
@@ -141,18 +143,16 @@ int BPF_PROG(st_state_again, struct sock *sk, int old, int new)
 	struct sock_info *info;
 	struct counters *n;
 
-	if (!is_ours(sk))
+	if (!is_ours(sk) || old == new) /* no change follows itself but such */
 		return 0;
 	info = info_of(sk, false);
-	if (info && info->taken == CHANGE(old, new)) {
-		info->taken = 0;
+	if (info && info->taken == CHANGE(old, new))
 		return 0;
-	}
 	if (!info)
 		info = info_of(sk, true);
 	if (!info)
 		return 0; /* without memory, st_set_state told it in the end */
-	info->taken = 0;
+	info->taken = CHANGE(old, new);
 	n = count();
 	if (n)
 		__sync_fetch_and_add(&n->made_good, 1);

@@ -127,13 +127,23 @@ var (
 	}
 )
 
-// hookAgain is attached behind hookTyped, and so runs behind it.
-var hookAgain = Hook{
-	Name: "tp_btf inet_sock_set_state, again", Program: bpfProgStStateAgain, Tier: TierCauses,
-	Buys:     "changes of state for which the kernel skips the first, as it runs on that CPU already",
-	Without:  "such a change is missing, and counted",
-	Needs:    "kernel 5.12 with CONFIG_DEBUG_INFO_BTF",
-	byCookie: true,
+// hooksAgain are attached behind hookTyped, and so run behind it.
+var hooksAgain = []Hook{
+	{
+		Name: "tp_btf inet_sock_set_state, again", Program: bpfProgStStateAgain, Tier: TierCauses,
+		Buys:     "changes of state for which the kernel skips the first, as it runs on that CPU already",
+		Without:  "such a change is missing, and counted",
+		Needs:    "kernel 5.12 with CONFIG_DEBUG_INFO_BTF",
+		byCookie: true,
+	},
+	{
+		Name: "tp_btf inet_sock_set_state, once more", Program: bpfProgStStateAgain, Tier: TierCauses,
+		Buys:     "changes of state for which the kernel skips both, as since 7.0 one may wait on that CPU while its task does",
+		Without:  "such a change is missing, and counted",
+		Needs:    "kernel 5.12 with CONFIG_DEBUG_INFO_BTF",
+		byCookie: true,
+		wanted:   func(*Options) bool { return !olderThan(kernelRelease(), 7, 0) },
+	},
 }
 
 // hookSockDiag is no program: it serves where iterators do not.

@@ -174,7 +174,9 @@ func Open(o Options) (_ *Probe, err error) {
 		return nil, unusable(err)
 	}
 	p.links = append(p.links, l)
-	p.attachOptional(hookAgain)
+	for _, h := range hooksAgain {
+		p.attachOptional(h)
+	}
 	p.kernel, p.types = nil, nil // megabytes
 	return p, nil
 }
