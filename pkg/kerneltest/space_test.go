@@ -36,6 +36,9 @@ func openProbe(t *testing.T, o probe.Options) *probe.Probe {
 	if os.Geteuid() != 0 {
 		missing(t, "needs root: run the tests with sudo")
 	}
+	if o.RingBytes == 0 {
+		o.RingBytes = 32 << 20 // the namespace of the test before may end just now, with all its sockets
+	}
 	p, err := probe.Open(o)
 	if err != nil {
 		t.Fatal(err)
