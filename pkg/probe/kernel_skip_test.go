@@ -70,7 +70,12 @@ func TestChangesAtOnce(t *testing.T) {
 			}
 		}
 		missing := 0
+		once := make(map[string]bool)
 		for _, prog := range stats.Programs {
+			if once[prog.Name] {
+				t.Errorf("%s is told of twice", prog.Name)
+			}
+			once[prog.Name] = true
 			if prog.Name == bpfProgStSetState {
 				missing = int(prog.Skipped)
 			}

@@ -68,7 +68,7 @@ type Stats struct {
 	Programs      []ProgramStats
 }
 
-// ProgramStats counts the runs of one of our programs.
+// ProgramStats counts the runs of one of our programs, wherever it is attached.
 type ProgramStats struct {
 	Name    string
 	Skipped uint64 // as Stats.Skipped
@@ -356,9 +356,17 @@ func (p *Probe) Stats() (s Stats, err error) {
 	defer p.statsMu.Unlock()
 	for _, prog := range p.progs {
 		// bpf_prog_inc_misses_counter; kernels that do not tell it say 0
-		if stats, err := prog.Stats(); err == nil {
-			s.Programs = append(s.Programs, ProgramStats{prog.name, stats.RecursionMisses, stats.RunCount, stats.Runtime})
+		stats, err := prog.Stats()
+		if err != nil {
+			continue
 		}
+		at := slices.IndexFunc(s.Programs, func(p ProgramStats) bool { return p.Name == prog.name })
+		if at < 0 {
+			at = len(s.Programs)
+			s.Programs = append(s.Programs, ProgramStats{Name: prog.name})
+		}
+		sum := &s.Programs[at] // of a program that is attached twice
+		sum.Skipped, sum.Runs, sum.Time = sum.Skipped+stats.RecursionMisses, sum.Runs+stats.RunCount, sum.Time+stats.Runtime
 	}
 	var cpus []bpfCounters // behind the programs: what they were skipped for has been made good by now
 	if err := p.maps[bpfMapTotals].Lookup(uint32(0), &cpus); err != nil {
