@@ -131,11 +131,12 @@ int BPF_PROG(st_set_state, struct sock *sk, int old, int new)
  * The kernel skips a program's run on a CPU where another run of it is under way
  * (__bpf_trace_run in kernel/trace/bpf_trace.c, since 6.1): interrupted by a segment for
  * another socket, or from 7.0 on by another task, which may last. This one comes
- * behind st_set_state in each change of state, under the same lock of the socket,
- * is over in no time, and tells what that did not. pkg/probe attaches it twice where
- * a task may be preempted in st_set_state: then it runs alone for long, and may be
- * interrupted itself. Masking interrupts in st_set_state is no help, as they come at
- * its very end then.
+ * behind st_set_state in each change of state, under the same lock of the socket. It
+ * only looks at the mark, where st_set_state told the change, and tells it where not.
+ * From 7.0 on a task may be preempted in st_set_state: until it goes on, this one
+ * tells all changes on that CPU, and may be interrupted itself, so pkg/probe attaches
+ * it twice there. Masking interrupts in st_set_state is no help, as they come at its
+ * very end then.
  */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(st_state_again, struct sock *sk, int old, int new)
@@ -143,7 +144,7 @@ int BPF_PROG(st_state_again, struct sock *sk, int old, int new)
 	struct sock_info *info;
 	struct counters *n;
 
-	if (!is_ours(sk) || old == new) /* no change follows itself but such */
+	if (!is_ours(sk))
 		return 0;
 	info = info_of(sk, false);
 	if (info && info->taken == CHANGE(old, new))

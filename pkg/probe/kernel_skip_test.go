@@ -4,6 +4,8 @@ package probe
 
 import (
 	"errors"
+	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,13 +25,23 @@ func TestChangesAtOnce(t *testing.T) {
 	}
 	end := &ender{}
 	table := tableFor(p, end)
+	var halves atomic.Int64
+	same := 0
 	inSpace(t, func(s *space) {
 		s.t = t
+		check(os.WriteFile("/proc/sys/net/ipv4/tcp_fin_timeout", []byte("120"), 0)) // no mini socket
 		var stops []func() int
 		for range 6 {
 			l, at := s.listen(local4(), 64, 0)
-			stop := s.churn(func(int) {
+			stop := s.churn(func(i int) {
 				c, a := s.transient(at, l)
+				if i%2 == 0 { // close() is told as a change from a state to the same then
+					check(unix.Shutdown(a, unix.SHUT_WR))
+					halves.Add(1)
+					unix.Close(a)
+					unix.Close(c)
+					return
+				}
 				unix.Close(c)
 				unix.Close(a)
 			})
@@ -56,6 +68,9 @@ func TestChangesAtOnce(t *testing.T) {
 				t.Fatal(err)
 			case e.Netns == s.inode:
 				table.Apply(&e)
+				if e.Kind == event.KindState && e.Old == e.New {
+					same++
+				}
 			}
 		}
 		stats, err := p.Stats()
@@ -83,6 +98,9 @@ func TestChangesAtOnce(t *testing.T) {
 		t.Logf("%d connections, %d ends whole; %d changes made good, %d missing", made, whole, stats.MadeGood, missing)
 		if whole > 2*made || whole < 2*made-missing {
 			t.Errorf("%d ends, expected %d or up to %d less", whole, 2*made, missing)
+		}
+		if shut := int(halves.Load()); same > shut || same < shut-missing {
+			t.Errorf("%d times close() was told behind shutdown(), expected %d or up to %d less", same, shut, missing)
 		}
 		if skips := missing + int(stats.MadeGood); skips > 100 && missing > skips/4 {
 			t.Errorf("of %d skipped, %d are missing", skips, missing)
