@@ -258,7 +258,7 @@ func TestScripted(t *testing.T) {
 					wrong := st.judge(p, &sc, i)
 					if wrong != "" {
 						v4, v6 := network(i)
-						lines, err := hidden.of(v4.Masked(), v6.Masked())
+						lines, err := hidden.of(st.events[i], v4.Masked(), v6.Masked())
 						if err != nil {
 							t.Fatal(err)
 						}

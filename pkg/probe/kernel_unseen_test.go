@@ -7,8 +7,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/stated-tcp/stated/pkg/event"
 )
 
 // A kernel may keep programs, and its own trace events, from running while a
@@ -38,8 +41,10 @@ func watchUnseen(t *testing.T) *unseen {
 }
 
 // of returns the lines of changes that happened on top of a task of process 1
-// to sockets whose own address is in one of the networks.
-func (u *unseen) of(networks ...netip.Prefix) (lines string, err error) {
+// to sockets whose own address is in one of the networks, and that are not among
+// the events. In a PID namespace the buffer's numbers of tasks are not ours, and
+// it finds none.
+func (u *unseen) of(events []event.Event, networks ...netip.Prefix) (lines string, err error) {
 	if u == nil {
 		return "", nil
 	}
@@ -48,7 +53,7 @@ func (u *unseen) of(networks ...netip.Prefix) (lines string, err error) {
 		return "", err
 	}
 	for line := range strings.Lines(string(text)) {
-		// NAME-TID [CPU] FLAGS TIME: inet_sock_set_state: ... saddr=A daddr=A saddrv6=A ...
+		// NAME-TID [CPU] FLAGS TIME: inet_sock_set_state: WORD=VALUE...
 		task, change, ok := strings.Cut(line, " inet_sock_set_state: ")
 		task, _, ok2 := strings.Cut(task, " [")
 		if !ok || !ok2 {
@@ -58,17 +63,21 @@ func (u *unseen) of(networks ...netip.Prefix) (lines string, err error) {
 		if _, err := os.Stat("/proc/1/task/" + strings.TrimSpace(tid)); err != nil {
 			continue
 		}
+		value := make(map[string]string)
 		for word := range strings.FieldsSeq(change) {
-			name, value, _ := strings.Cut(word, "=")
-			a, err := netip.ParseAddr(value)
-			if err != nil || name != "saddr" && name != "saddrv6" {
-				continue
-			}
-			for _, n := range networks {
-				if n.Contains(a) {
-					lines += line
-				}
-			}
+			name, v, _ := strings.Cut(word, "=")
+			value[name] = v
+		}
+		ours := slices.ContainsFunc(networks, func(n netip.Prefix) bool {
+			v4, _ := netip.ParseAddr(value["saddr"])
+			v6, _ := netip.ParseAddr(value["saddrv6"])
+			return n.Contains(v4) || n.Contains(v6)
+		})
+		told := slices.ContainsFunc(events, func(e event.Event) bool {
+			return e.Kind == event.KindState && "TCP_"+e.Old.String() == value["oldstate"] && "TCP_"+e.New.String() == value["newstate"]
+		})
+		if ours && !told {
+			lines += line
 		}
 	}
 	return lines, nil
