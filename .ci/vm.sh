@@ -19,7 +19,22 @@ modules="$disk_modules $test_modules"
 
 cache=${STATED_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/stated/kernels}
 
+limit=${STATED_VM_TIMEOUT:-1200} # seconds a machine may take; most need 250, vminit gives each test binary 780
+# what a kernel says that we may have broken: never once more. Lockups are not
+# among it: a machine in software on a busy host has them.
+trouble='Kernel panic|kernel BUG at|BUG: (unable to handle|KASAN|scheduling while atomic|sleeping function|spinlock)|Oops'
+
 die() { echo "$(basename "$0"): $*" >&2; exit 1; }
+
+# Runs a function while no other machine that is being made runs one of that name.
+locked() { # NAME FUNCTION ARGUMENT...
+	local lock_fd
+	mkdir -p "$cache"
+	exec {lock_fd}>"$cache/$1.lock"
+	flock "$lock_fd"
+	"${@:2}"
+	exec {lock_fd}>&-
+}
 
 install_tools() { # COMMAND:PACKAGE...
 	local need=() tool
@@ -27,8 +42,12 @@ install_tools() { # COMMAND:PACKAGE...
 		command -v "${tool%:*}" >/dev/null || need+=("${tool#*:}")
 	done
 	[ ${#need[@]} = 0 ] && return
+	locked packages install_packages "${need[@]}"
+}
+
+install_packages() { # PACKAGE...
 	export DEBIAN_FRONTEND=noninteractive
-	apt-get update -q && apt-get install -yq --no-install-recommends "${need[@]}" || die "cannot install ${need[*]}"
+	apt-get update -q && apt-get install -yq --no-install-recommends "$@" || die "cannot install $*"
 }
 
 # The Debian mirror of this host, from apt's own configuration.
@@ -48,20 +67,17 @@ private_apt() { # get|cache args...
 
 # Leaves vmlinuz and modules in $dir, and sets $arch.
 fetch() { # NAME
-	local row suite pattern lock_fd
+	local row suite pattern
 	row=$(awk -v n="$1" '$1 == n' <<<"$kernels")
 	[ -n "$row" ] || die "unknown kernel $1: one of $(awk 'NF {printf "%s ", $1}' <<<"$kernels")"
 	read -r _ arch suite pattern <<<"$row"
 	dir=$cache/$1
-	mkdir -p "$cache"
-	exec {lock_fd}>"$cache/$1.lock" # another machine may need it, too
-	flock "$lock_fd"
-	if [ "$(cat "$dir/complete" 2>/dev/null)" != "$modules" ]; then fetch_anew; fi
-	exec {lock_fd}>&-
+	locked "$1" fetch_anew
 }
 
 fetch_anew() {
 	local uri names package kind deb m f
+	[ "$(cat "$dir/complete" 2>/dev/null)" != "$modules" ] || return 0
 	root=$cache/apt-$suite-$arch
 	rm -rf "$dir"
 	mkdir -p "$root"/{state/lists/partial,cache/archives/partial} "$dir"/{x,modules}
@@ -125,17 +141,41 @@ machine() { # NAME INITRD KERNEL-ARGUMENTS QEMU-ARGUMENTS...
 		-display none -serial stdio -monitor none -no-reboot -nic none "${@:4}")
 }
 
+# Boots what machine prepared, and leaves what its console said in $work/log and
+# $cache/NAME.log. One that stands still, as QEMU may, is booted once more.
+boot() { # NAME
+	local try start=$SECONDS
+	for try in 1 2; do
+		timeout "$limit" "${qemu[@]}" </dev/null >"$work/console" 2>&1 || true
+		tr -d '\r' <"$work/console" >"$work/log"
+		grep -aqE "stated-vm: exit|$trouble" "$work/log" && break
+		cp "$work/log" "$cache/$1.hung.log"
+		if [ $try = 1 ]; then echo "      $1: the machine gave no result in $((SECONDS - start))s, once more"; fi
+	done
+	cp "$work/log" "$cache/$1.log"
+}
+
+# Whether all tests passed in the machine that was booted, and one at least, and
+# its kernel complained of nothing.
+passed() {
+	grep -aq 'stated-vm: exit 0' "$work/log" && grep -aqE '^ *--- PASS' "$work/log" && ! grep -aqE "$trouble" "$work/log"
+}
+
 # Leaves a Debian bookworm with packages in the file $rootfs, made once. Needs root,
 # for the owners of its files.
 make_rootfs() { # NAME PACKAGE,PACKAGE...
 	rootfs=$cache/$1.tar
-	[ "$(cat "$rootfs.complete" 2>/dev/null)" != "$2" ] || return 0
-	local uri
-	rm -f "$rootfs"*
+	locked "$1" make_rootfs_anew "$2"
+}
+
+make_rootfs_anew() { # PACKAGE,PACKAGE...
+	local uri what="$1, without documentation and translations"
+	[ "$(cat "$rootfs.complete" 2>/dev/null)" != "$what" ] || return 0
+	rm -f "$rootfs"{,.complete}
 	uri=$(mirror) || exit
-	mmdebstrap -q --variant=minbase --include="$2" --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+	mmdebstrap -q --variant=minbase --include="$1" --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 		bookworm "$rootfs" "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri bookworm main" >&2
-	echo "$2" >"$rootfs.complete"
+	echo "$what" >"$rootfs.complete"
 }
 
 # Makes the initramfs that a machine boots its disk with, whose first process is INIT.

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Marker begins the line that tells .ci/kernels the result.
+// marker begins the line that tells .ci/vm.sh the result.
 const marker = "stated-vm: exit "
 
 func main() {
