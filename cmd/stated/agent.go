@@ -105,13 +105,24 @@ func wrong(where string, err, cause error) error {
 	return usagef("%s: %w", where, err)
 }
 
+func sinksOf(cfg *agent.Config) string {
+	switch n := len(cfg.Sinks); n {
+	case 0:
+		return "no sinks, so records are kept in the spool and go nowhere"
+	case 1:
+		return "1 sink"
+	default:
+		return fmt.Sprintf("%d sinks", n)
+	}
+}
+
 func (f *agentFlags) run(cmd *cobra.Command) error {
 	cfg, want, err := f.load()
 	if err != nil {
 		return err
 	}
 	if f.check {
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "the configuration is right: %d sinks\n", len(cfg.Sinks))
+		_, err := fmt.Fprintf(cmd.OutOrStdout(), "the configuration is right: %s\n", sinksOf(cfg))
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
@@ -181,6 +192,9 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 			}
 		}
 	}()
+	if len(cfg.Sinks) == 0 {
+		log.Warn("there are no sinks: records are kept in the spool and go nowhere")
+	}
 	log.Info("watching", "sinks", len(cfg.Sinks), "spool", cfg.Spool.Dir, "run", host.RunID)
 	err = d.Run(ctx, loop)
 	if snapshotErr := loop.SnapshotErr(); snapshotErr != nil {

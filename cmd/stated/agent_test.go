@@ -531,7 +531,7 @@ func TestAgentConfig(t *testing.T) {
 		code           int
 		says           string
 	}{
-		{"", "", "", 0, "0 sinks"},
+		{"", "", "", 0, "no sinks"},
 		{"spool:\n  dri: /x\n", "", "", 2, `line 2: unknown key "dri"`},
 		{"\n\nmax_connections: many\n", "", "", 2, "line 3"},
 		{"spool: {sync: sometimes}\n", "", "", 2, "spool.sync"},
@@ -548,6 +548,10 @@ func TestAgentConfig(t *testing.T) {
 		{"spool: {sync: zz}\n", "spool.sync=1s", "STATED_SPOOL_SYNC=yy", 0, ""},
 		{"", "", "STATED_SPOOL_ON_FULL=explode", 2, "on_full"},
 		{"", "spool.nothing=1", "", 2, "unknown key"},
+		{"spool:\n  max_bytes: 1GB\n", "", "", 2, `line 2: "1GB" is not a whole number`},
+		{"", "drain=soon", "", 2, `setting "drain=soon": "soon" is not a time like 10s`},
+		{"listen: [1]\nspool: 3\nsinks: x\n", "", "", 2, `line 1: a list is not a word; line 2: "3" is not a section; line 3: "x" is not a list`},
+		{"sinks:\n  - {name: s0, stdout: {}, records: [foo], format: xml}\n", "", "", 2, "sink s0: format: \"xml\" is none of"},
 		{"ring_bytes: 1000000\n", "", "", 2, "ring_bytes: 1000000: a power of two"},
 		{"ring_bytes: 2048\n", "", "", 2, "ring_bytes: 2048: a power of two"},
 		{"listen: 127.0.0.1:9465\n", "", "", 0, ""},
@@ -558,8 +562,8 @@ func TestAgentConfig(t *testing.T) {
 		{"listen: metrics.sock\n", "", "", 2, "or the path of a unix socket"},
 		{"spool: {dir: spool}\n", "", "", 2, `spool.dir: "spool": want an absolute path`},
 		{"filter: {netns: /run/netns/not-yet}\n", "", "", 1, "not-yet"},
-		{sinks("file: {path: /nowhere/x}"), "", "", 0, "1 sinks"},
-		{sinks("file: {path: /run/not/yet/there}"), "", "", 0, "1 sinks"},
+		{sinks("file: {path: /nowhere/x}"), "", "", 0, "right: 1 sink"},
+		{sinks("file: {path: /run/not/yet/there}"), "", "", 0, "right: 1 sink"},
 		{sinks("file: {path: records.jsonl}"), "", "", 2, `sink s0: file: path: "records.jsonl": want an absolute path`},
 		{sinks("file: {}"), "", "", 2, "want an absolute path"},
 		{sinks("file: {path: /tmp}"), "", "", 2, "/tmp is no regular file"},

@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -222,6 +223,7 @@ func (c *Config) set(key, value string) error {
 var (
 	unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
 	lineNumber = regexp.MustCompile(`line \d+: `)
+	wrongType  = regexp.MustCompile("^(line \\d+: )cannot unmarshal !!(\\S+)(?: `(.*)`)? into (\\S+)$")
 )
 
 // decode is strict.
@@ -236,7 +238,7 @@ func (c *Config) decode(text []byte) error {
 	if errors.As(err, &typed) {
 		lines := make([]string, len(typed.Errors))
 		for i, line := range typed.Errors {
-			lines[i] = unknownKey.ReplaceAllString(line, `unknown key "$1"`)
+			lines[i] = plain(line)
 		}
 		return errors.New(strings.Join(lines, "; "))
 	}
@@ -247,6 +249,39 @@ func (c *Config) decode(text []byte) error {
 		return errors.New("there is a second document: only one is read")
 	}
 	return nil
+}
+
+// goTypes says what a value must be, by the type that it is read into.
+var goTypes = map[string]string{
+	"int": "a whole number", "int64": "a whole number", "uint16": "a whole number", "uint32": "a whole number", "uint64": "a whole number",
+	"float64": "a number", "bool": "true or false", "string": "a word", "time.Duration": "a time like 10s",
+}
+
+// plain says in the words of the configuration what the decoder says in those of Go.
+func plain(line string) string {
+	line = unknownKey.ReplaceAllString(line, `unknown key "$1"`)
+	m := wrongType.FindStringSubmatch(line)
+	if m == nil {
+		return line
+	}
+	value, want := m[3], goTypes[m[4]]
+	switch {
+	case value == "":
+		value = map[string]string{"seq": "a list", "map": "a section"}[m[2]]
+	default:
+		value = strconv.Quote(value)
+	}
+	switch {
+	case want != "":
+	case strings.HasPrefix(m[4], "[]"):
+		want = "a list"
+	default:
+		want = "a section"
+	}
+	if value == "" {
+		value = "it"
+	}
+	return m[1] + value + " is not " + want
 }
 
 var sinkName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
@@ -296,7 +331,9 @@ func (c *Config) check() error {
 		}
 		seen[s.Name] = true
 		if err := s.check(); err != nil {
-			add("sink %s: %w", s.Name, err)
+			for _, err := range apart(err) {
+				add("sink %s: %w", s.Name, err)
+			}
 			continue
 		}
 		if s.File == nil {
@@ -314,29 +351,44 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
+// apart returns the errors that were joined.
+func apart(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+// check tells all that is wrong, what the sink itself does not like only where
+// nothing else is.
 func (s *SinkConfig) check() error {
+	var errs []error
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, r := range s.Records {
 		if !slices.Contains(sink.EventNames, r) {
-			return fmt.Errorf("records: %q is none of %s", r, strings.Join(sink.EventNames, ", "))
+			add("records: %q is none of %s", r, strings.Join(sink.EventNames, ", "))
 		}
 	}
 	if s.Sample.ShorterThan < 0 || s.Sample.Rate < 0 || s.Sample.Rate > 1 {
-		return fmt.Errorf("sample: rate is from 0 to 1, shorter_than not below zero")
+		add("sample: rate is from 0 to 1, shorter_than not below zero")
 	}
 	if s.Sample.ShorterThan > 0 && s.Sample.Rate == 0 {
-		return fmt.Errorf("sample: shorter_than needs a rate: the share of connections to keep")
+		add("sample: shorter_than needs a rate: the share of connections to keep")
 	}
 	if n := len(s.kinds()); n != 1 {
-		return fmt.Errorf("it has %d of %s: exactly one says what kind of sink it is", n, strings.Join(sinkKinds(), ", "))
+		add("it has %d of %s: exactly one says what kind of sink it is", n, strings.Join(sinkKinds(), ", "))
 	}
 	switch s.Format {
 	case "", "json":
 	case "ecs":
 		if s.OTLP != nil || s.Journald != nil || s.Syslog != nil && s.Syslog.Format == "structured" {
-			return fmt.Errorf("format: ecs is a form of JSON, which otlp, journald, and syslog with format: structured do not send")
+			add("format: ecs is a form of JSON, which otlp, journald, and syslog with format: structured do not send")
 		}
 	default:
-		return fmt.Errorf("format: %q is none of json, ecs", s.Format)
+		add("format: %q is none of json, ecs", s.Format)
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
 	}
 	if s.File != nil {
 		return checkFile(s.File.Path)
