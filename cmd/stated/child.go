@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -72,8 +71,5 @@ func execHeld(path string, argv []string) int {
 	gate.Close()
 	err := syscall.Exec(path, argv, os.Environ())
 	fmt.Fprintf(os.Stderr, "stated: run %s: %v\n", path, err)
-	if errors.Is(err, syscall.ENOENT) {
-		return 127
-	}
-	return 126
+	return cannotRun(err)
 }

@@ -25,6 +25,14 @@ const (
 	exitLeaks    = 4 // leaks found more than --max
 )
 
+// cannotRun is what a shell exits with for a command that it cannot run.
+func cannotRun(err error) int {
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, exec.ErrNotFound) {
+		return 127
+	}
+	return 126
+}
+
 // usageError is a mistake on the command line.
 type usageError struct{ error }
 
@@ -52,6 +60,7 @@ func code(err error) int {
 	var child *exec.ExitError
 	var unusable *probe.UnusableError
 	var usage usageError
+	var unfound *exec.Error
 	switch {
 	case err == nil, errors.Is(err, syscall.EPIPE):
 		return 0
@@ -69,6 +78,8 @@ func code(err error) int {
 		return exitUnusable
 	case errors.As(err, &usage):
 		return exitUsage
+	case errors.As(err, &unfound):
+		return cannotRun(unfound.Err)
 	}
 	return exitFailed
 }

@@ -87,6 +87,8 @@ func TestUsageErrors(t *testing.T) {
 		{"trace -o xml", 2, "text, wide, json, ecs"},
 		{"trace --names klingon", 2, "kernel, ss"},
 		{"trace --netns /nowhere", 2, "no such file"},
+		{"trace -- /nowhere/command", 127, "/nowhere/command"},
+		{"trace -- /etc/passwd", 126, "/etc/passwd"},
 		{"trace --no-such-flag", 2, "trace --help"},
 		{"trace --color sometimes", 2, "auto, always, never"},
 		{"leaks --by moon", 2, "process, peer"},

@@ -14,8 +14,9 @@ import (
 // remembers nothing.
 type Slow struct {
 	states [event.NumStates]struct {
-		longest int64
-		who     string
+		longest  int64
+		inferred bool
+		who      string
 	}
 }
 
@@ -27,7 +28,7 @@ func (s *Slow) Finished(c *lifecycle.Conn) {
 		}
 		worst := &s.states[span.State]
 		if d := c.SpanEnd(i, c.LastEvent) - span.Start; d > worst.longest {
-			worst.longest = d
+			worst.longest, worst.inferred = d, span.Known == lifecycle.Inferred
 			worst.who = string(appendTuple(append(appendOwner(nil, c), ' '), c))
 		}
 	}
@@ -39,7 +40,11 @@ func (s *Slow) write(b *strings.Builder) {
 	}
 	for state, worst := range s.states {
 		if worst.longest > 0 {
-			fmt.Fprintf(b, "longest %-12s %8s  %s\n", event.State(state), AppendDuration(nil, worst.longest), worst.who)
+			mark := ""
+			if worst.inferred {
+				mark = "~"
+			}
+			fmt.Fprintf(b, "longest %-12s %8s  %s\n", mark+event.State(state).String(), AppendDuration(nil, worst.longest), worst.who)
 		}
 	}
 }
