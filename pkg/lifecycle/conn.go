@@ -214,7 +214,7 @@ type Conn struct {
 	resetOut bool // a RST was sent behind the end
 	resetPre bool // a RST was sent before the end, which it may have to do with
 	finished bool
-	held     bool // CLOSE, but a descriptor is still open
+	held     bool // CLOSE, but the socket is not gone: its descriptor is open, or it waits for accept()
 	inTable  bool
 	queued   bool // in Table.settling
 }
@@ -306,5 +306,7 @@ func (c *Conn) AcceptWait() (int64, bool) {
 }
 
 // HeldClosed reports whether the connection has ended while the application
-// still holds its descriptor.
-func (c *Conn) HeldClosed() bool { return c.held }
+// still holds its descriptor: not one that waits for accept(), or the kernel's.
+func (c *Conn) HeldClosed() bool {
+	return c.held && (!c.end.Has(event.FlagNoSocket) || c.AcceptedAt != 0) && !c.Kernel
+}

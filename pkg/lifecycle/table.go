@@ -65,6 +65,8 @@ type Options struct {
 // net/ipv4/tcp.c), but in a process that may be preempted in between.
 const settle = 10e6
 
+const shutdownMask = 3 // SHUTDOWN_MASK in include/net/sock.h
+
 // Table holds the connections that are open. It is not safe for concurrent use.
 type Table struct {
 	opts     Options
@@ -282,12 +284,18 @@ func (t *Table) step(c *Conn, e *event.Event, birth bool) {
 	}
 	c.End = at
 	// a subflow has no descriptor, and of an MPTCP connection nothing tells that it is gone
-	c.held = !e.Flags.Has(event.FlagDead) && !t.opts.NoDestroy && c.Multipath() == nil && !c.Subflow
+	c.held = !e.Flags.Has(event.FlagDead) && !t.opts.NoDestroy && c.Multipath() == nil && !c.Subflow && !closing(e)
 	c.queued = true
 	t.settling = append(t.settling, c)
 	c.conclude(t.opts.NoResets)
 	t.linger(c, e)
 	t.observer.Transition(c, e)
+}
+
+// closing reports whether close() itself brought the socket to CLOSE. SOCK_DEAD is
+// set behind that, the shutdown of both sides before (__tcp_close in net/ipv4/tcp.c).
+func closing(e *event.Event) bool {
+	return e.Flags.Has(event.FlagTask) && e.Shutdown == shutdownMask && e.Err == 0
 }
 
 func (t *Table) gap(c *Conn) {
@@ -414,6 +422,9 @@ func (t *Table) destroy(e *event.Event) {
 	c := t.find(e)
 	if c == nil || c.End == 0 {
 		return
+	}
+	if !c.finished {
+		c.held = false // closed by now
 	}
 	t.finish(c)
 	t.remove(c)

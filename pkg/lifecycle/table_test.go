@@ -109,7 +109,7 @@ func describe(c *Conn) string {
 	if c.Gap {
 		b.WriteString(", gap")
 	}
-	if c.held {
+	if c.HeldClosed() {
 		b.WriteString(", descriptor open")
 	}
 	if c.Why != WhyNone {
@@ -192,6 +192,8 @@ func parse(t *testing.T, words []string) (e event.Event) {
 			e.Flags |= event.FlagDead
 		case "done":
 			e.Flags |= event.FlagDone
+		case "shutdown":
+			e.Shutdown = uint8(number(v))
 		case "nosocket":
 			e.Flags |= event.FlagNoSocket
 		case "partial":

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
 )
 
 const (
@@ -365,6 +366,14 @@ func TestScenarios(t *testing.T) {
 							compare(t, "lifecycles", seen.ends, sc.ends)
 						} else {
 							compare(t, "lifecycles", withoutMini(seen.ends), withoutMini(sc.ends))
+						}
+					}
+					for _, c := range seen.conns {
+						switch c.Outcome {
+						case lifecycle.OutcomeResetUnreadData, lifecycle.OutcomeConnectCancelled, lifecycle.OutcomeResetListenerClosed:
+							if c.HeldClosed() {
+								t.Errorf("%s: close() did it, and the descriptor is said to be open", c.Outcome)
+							}
 						}
 					}
 				})
