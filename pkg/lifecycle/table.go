@@ -2,7 +2,11 @@
 
 package lifecycle
 
-import "github.com/stated-tcp/stated/pkg/event"
+import (
+	"syscall"
+
+	"github.com/stated-tcp/stated/pkg/event"
+)
 
 // Observer is told what happens to connections, in order. A Conn is the
 // table's: it is valid during the call only.
@@ -237,7 +241,7 @@ func (t *Table) state(e *event.Event) {
 			c.State = e.Old
 		}
 	case c.End != 0:
-		t.stats.Ignored++ // CLOSE -> CLOSE: aborted twice
+		t.again(c, e)
 		return
 	}
 	c.halfOpen = false
@@ -290,6 +294,19 @@ func (t *Table) step(c *Conn, e *event.Event, birth bool) {
 	c.conclude(t.opts.NoResets)
 	t.linger(c, e)
 	t.observer.Transition(c, e)
+}
+
+// again is CLOSE -> CLOSE: aborted twice, or a listener that was killed, of which
+// only this one has the error (tcp_abort in net/ipv4/tcp.c).
+func (t *Table) again(c *Conn, e *event.Event) {
+	if c.finished || c.Spans.Last().State != event.StateListen || syscall.Errno(e.Err) != syscall.ECONNABORTED {
+		t.stats.Ignored++
+		return
+	}
+	t.touch(c, e.Time)
+	t.closedBy(c, e)
+	c.Err = e.Err
+	c.conclude(t.opts.NoResets)
 }
 
 // closing reports whether close() itself brought the socket to CLOSE. SOCK_DEAD is

@@ -191,7 +191,7 @@ var scenarios = []struct {
 			}
 		},
 		want:  []string{"CLOSE>LISTEN LISTEN>CLOSE"},
-		ends:  []string{"listener listen_ended local"},
+		ends:  []string{"listener killed local"},
 		typed: true,
 	},
 	{
