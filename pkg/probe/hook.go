@@ -132,14 +132,14 @@ var hooksAgain = []Hook{
 	{
 		Name: "tp_btf inet_sock_set_state, again", Program: bpfProgStStateAgain, Tier: TierCauses,
 		Buys:     "changes of state for which the kernel skips the first, as it runs on that CPU already",
-		Without:  "such a change is missing, and counted",
+		Without:  "a change of state for which the kernel skips the first is missing, and counted",
 		Needs:    "kernel 5.12 with CONFIG_DEBUG_INFO_BTF",
 		byCookie: true,
 	},
 	{
 		Name: "tp_btf inet_sock_set_state, once more", Program: bpfProgStStateAgain, Tier: TierCauses,
 		Buys:     "changes of state for which the kernel skips both: since 7.0 a task may be preempted in one of them",
-		Without:  "such a change is missing, and counted",
+		Without:  "a change of state for which the kernel skips both is missing, and counted",
 		Needs:    "kernel 7.0 with CONFIG_DEBUG_INFO_BTF; older ones do not need it",
 		byCookie: true,
 		wanted:   func(*Options) bool { return !olderThan(kernelRelease(), 7, 0) },

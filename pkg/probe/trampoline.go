@@ -29,7 +29,7 @@ func trampolines() []Hook {
 			Name: "fexit __inet_csk_reqsk_queue_drop", Program: bpfProgStReqDrop, params: []string{"sk", "req", "from_timer"}, byCookie: true,
 			onlyWith: bpfProgStComplete,
 			Buys:     "how half-open connections end",
-			Without:  "how half-open connections end is told, but not which a timer ended",
+			Without:  "which half-open connections a timer ended is not told",
 		},
 		{
 			Name: "fexit inet_csk_reqsk_queue_drop", Program: bpfProgStReqDropOld, params: []string{"sk", "req"}, byCookie: true,
@@ -40,7 +40,7 @@ func trampolines() []Hook {
 		{
 			Name: "fentry tcp_req_err", Program: bpfProgStReqErr, params: []string{"sk", "seq", "abort"}, byCookie: true,
 			Buys:    "half-open connections that an ICMP error ended",
-			Without: "such an end is taken for a reset",
+			Without: "a half-open connection that an ICMP error ended is taken for one that was reset, or its end has no cause",
 		},
 		{
 			Name: "fexit tcp_get_cookie_sock", Program: bpfProgStCookieTsoff, params: []string{"sk", "skb", "req", "dst", "tsoff"},
@@ -61,12 +61,12 @@ func trampolines() []Hook {
 		{
 			Name: "fentry security_sock_graft", Program: bpfProgStGraft, params: []string{"sk", "parent"},
 			Buys:    "the moment and the process of accept(), io_uring's included",
-			Without: "accept() is told when the system call returns; a connection accepted through io_uring has the listener's owner",
+			Without: "accept() is told when the system call returns; a connection accepted through io_uring has the listener's owner until its process reads from it or closes it",
 		},
 		{
 			Name: "fexit security_sock_graft", Program: bpfProgStGraftAgain, params: []string{"sk", "parent"}, onlyWith: bpfProgStGraft,
 			Buys:    "the same, where the kernel skips the first, as it runs on that CPU already",
-			Without: "such an accept() is not told",
+			Without: "an accept() for which the kernel skips the first is not told",
 		},
 		{
 			Name: "fentry tcp_time_wait", Program: bpfProgStTimeWait, params: []string{"sk", "state", "timeo"}, byCookie: true,
@@ -91,17 +91,17 @@ func trampolines() []Hook {
 		{
 			Name: "fentry tcp_timewait_state_process", Program: bpfProgStTwSegment, params: []string{"tw", "skb", "th"}, byCookie: true,
 			Buys:    "TIME_WAIT ended by a RST or a SYN of the peer",
-			Without: "an early end of TIME_WAIT has no cause",
+			Without: "the end of TIME_WAIT by a RST or a SYN has no cause",
 		},
 		{
 			Name: "fexit tcp_twsk_unique", Program: bpfProgStTwUnique, params: []string{"sk", "sktw", "twp"}, byCookie: true,
 			Buys:    "TIME_WAIT ended by a connect() that takes its addresses",
-			Without: "an early end of TIME_WAIT has no cause",
+			Without: "the end of TIME_WAIT by a connect() that takes its addresses has no cause",
 		},
 		{
 			Name: "fentry tcp_abort", Program: bpfProgStAbort, params: []string{"sk", "err"}, byCookie: true,
-			Buys:    "who kills half-open connections and TIME_WAIT (ss -K)",
-			Without: "such an end is told without its killer",
+			Buys:    "half-open connections and TIME_WAIT that ss -K ended",
+			Without: "that ss -K ended a half-open connection or TIME_WAIT is not told; of other connections it is, and by whom",
 		},
 	}
 	for i := range list {
@@ -129,7 +129,7 @@ var withoutGraft = []Hook{
 	{
 		Name: "tp_btf tcp_rcv_space_adjust", Program: bpfProgStRead, Tier: TierCauses, insteadOf: bpfProgStGraft,
 		Buys:    "the owner of a connection accepted through io_uring, or before stated began, once it reads",
-		Without: "such a connection has the listener's owner until its process closes it",
+		Without: "a connection accepted through io_uring, or before stated began, has the listener's owner until its process closes it",
 		Needs:   "kernel 5.5 with CONFIG_DEBUG_INFO_BTF",
 	},
 }
