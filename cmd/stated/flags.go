@@ -88,6 +88,9 @@ func (f *filterFlags) parse() (*filter.Filter, error) {
 			return nil, usagef("--state: %w", err)
 		}
 	}
+	if f.minDuration < 0 {
+		return nil, usagef("--min-duration %v: a time cannot be negative", f.minDuration)
+	}
 	out.Comms = f.comms
 	out.MinDuration = f.minDuration
 	switch {
@@ -198,7 +201,7 @@ func (o *outputFlags) parse(host render.Host, out any) (render.Options, error) {
 		return opts, usagef("--names: %w", err)
 	}
 	if o.openAfter < 0 {
-		return opts, usagef("--open-after %v: a time above 0", o.openAfter)
+		return opts, usagef("--open-after %v: a time cannot be negative", o.openAfter)
 	}
 	if o.count < 0 {
 		return opts, usagef("--count %d: a number of at least 1", o.count)

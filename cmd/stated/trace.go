@@ -64,7 +64,8 @@ it ends: who owned it, how long it was in each state, how it ended. --events
 shows each change of state as it happens.
 
 With a command, trace runs it, follows it and its children alone, and ends
-with its exit code.
+with its exit code. --for then ends what is shown, not the command, which trace
+waits for.
 
 Marks: ~ inferred, ≥ at least (it began before stated), ? after a process: it
 has the descriptor or owns the listener, but was not seen to get the
@@ -114,6 +115,9 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	}
 	if l.maxConns < 1 {
 		return usagef("--max-connections %d: a number of at least 1", l.maxConns)
+	}
+	if l.span < 0 {
+		return usagef("--for %v: a time cannot be negative", l.span)
 	}
 	host := thisHost()
 	trace := &agent.Trace{Filter: want, Existing: existing}
