@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -194,6 +195,30 @@ func TestReplayIsTheLiveRun(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestReplayOfACutRecording: what is there is shown, what is not is told.
+func TestReplayOfACutRecording(t *testing.T) {
+	whole, err := os.ReadFile("testdata/traffic.rec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "a.rec")
+	for _, tc := range []struct {
+		rec  []byte
+		says string
+	}{
+		{whole[:len(whole)-20], "no whole block, with at least "},
+		{append(slices.Clone(whole), "cut"...), "the last 3 bytes are no whole block, with how many events is not known"},
+	} {
+		if err := os.WriteFile(path, tc.rec, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, stderr, code := runStated(t, "replay", path)
+		if code != 1 || !strings.Contains(stderr, tc.says) || !strings.Contains(stderr, "connections: ") {
+			t.Errorf("exit code %d, not %q: %s", code, tc.says, stderr)
+		}
 	}
 }
 

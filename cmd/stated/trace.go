@@ -222,7 +222,8 @@ func newReplay() *cobra.Command {
 		Use:   "replay [flags] FILE",
 		Short: "Show a recording as trace would have shown it",
 		Long: `replay reads what 'stated record' or 'stated trace --record' wrote, - being
-standard input, and shows what trace showed then. It needs no privilege.`,
+standard input, and shows what trace showed then. It needs no privilege. Of a
+damaged recording it shows what can be read, and exits with 1.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			want, err := f.parse()
@@ -262,12 +263,27 @@ func replay(cmd *cobra.Command, path string, want *filter.Filter, o *outputFlags
 	table := lifecycle.New(trace, lifecycle.Options{NoDestroy: h.NoDestroy, NoResets: h.NoResets, SeesTimeWait: h.SeesTimeWait})
 	trace.Table = table
 	err = (&agent.Loop{Source: rec, Table: table, Consumer: trace, Learn: who.Learn}).Run(cmd.Context())
-	if d := rec.Damage(); d != (recording.Damage{}) {
-		fmt.Fprintf(cmd.ErrOrStderr(), "stated: the recording is damaged: %d bad blocks, %d events lost, %d bytes cut off at the end\n",
-			d.BadBlocks, d.LostEvents, d.TornBytes)
-	}
 	render.Summary(cmd.ErrOrStderr(), table.Stats(), trace.Filtered, &trace.Slow)
-	return err
+	return errors.Join(err, damaged(rec.Damage()))
+}
+
+// damaged says what a recording has lost, nil for nothing.
+func damaged(d recording.Damage) error {
+	var parts []string
+	if d.BadBlocks > 0 || d.LostEvents > 0 {
+		parts = append(parts, fmt.Sprintf("%d events lost in %d bad blocks", d.LostEvents, d.BadBlocks))
+	}
+	switch {
+	case d.TornBytes == 0:
+	case d.TornLines > 0:
+		parts = append(parts, fmt.Sprintf("the last %d bytes are no whole block, with at least %d events", d.TornBytes, d.TornLines))
+	default:
+		parts = append(parts, fmt.Sprintf("the last %d bytes are no whole block, with how many events is not known", d.TornBytes))
+	}
+	if parts == nil {
+		return nil
+	}
+	return fmt.Errorf("the recording is damaged: %s", strings.Join(parts, "; "))
 }
 
 // tableOptions is what the table must know of the probe's blind spots.
