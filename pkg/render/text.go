@@ -3,6 +3,7 @@
 package render
 
 import (
+	"bytes"
 	"net/netip"
 	"strconv"
 	"syscall"
@@ -13,7 +14,7 @@ import (
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 )
 
-// Width is how many columns text uses at most.
+// Width is how many columns text uses, but for changes of state: each is one line.
 const Width = 100
 
 const etimedout = uint16(syscall.ETIMEDOUT)
@@ -64,8 +65,8 @@ func (r *Writer) breakLine() {
 }
 
 // textConn shows a connection: who, where, how long and how it ended; behind
-// or below it the states. That takes two lines, more with the longest of
-// addresses.
+// or below it the states and numbers. That takes two lines, more with long
+// addresses or a long path.
 func (r *Writer) textConn(c *lifecycle.Conn) {
 	r.buf = append(r.buf, r.clock(c.Until())...)
 	r.buf = append(r.buf, "  "...)
@@ -86,18 +87,43 @@ func (r *Writer) textConn(c *lifecycle.Conn) {
 	if !Normal(c.Outcome) {
 		style = styleRed
 	}
-	r.put(style, 2, cut(appendOutcome(r.line[:0], c), Width-indent))
+	r.put(style, 2, appendOutcome(r.line[:0], c))
 	if c.Protocol == event.ProtoMPTCP || c.Subflow {
 		r.put(styleDim, 2, appendMultipath(r.line[:0], c))
 	}
 	if r.lines == 1 {
 		r.breakLine()
 	}
-	r.put(styleDim, 2, cut(r.appendStates(r.line[:0], c), Width-indent))
+	r.putSteps(r.appendStates(r.line[:0], c))
 	if facts := appendFacts(r.line[:0], c); r.column+utf8.RuneCount(facts) <= Width {
 		r.styled(styleDim, facts)
 	}
 	r.buf = append(r.buf, '\n')
+}
+
+const step = " · "
+
+// putSteps adds a path, which it breaks between two steps where it is longer than a line.
+func (r *Writer) putSteps(path []byte) {
+	for utf8.RuneCount(path) > Width-indent {
+		at := bytes.LastIndex(clip(path, Width-indent+1), []byte(step))
+		if at < 0 {
+			break
+		}
+		r.put(styleDim, 2, path[:at+len(step)-1])
+		path = path[at+len(step):]
+	}
+	r.put(styleDim, 2, path)
+}
+
+// clip returns the first n columns of text.
+func clip(text []byte, n int) []byte {
+	at := 0
+	for ; n > 0 && at < len(text); n-- {
+		_, size := utf8.DecodeRune(text[at:])
+		at += size
+	}
+	return text[:at]
 }
 
 // cut ends text at n columns, with a mark.
@@ -105,19 +131,14 @@ func cut(text []byte, n int) []byte {
 	if utf8.RuneCount(text) <= n {
 		return text
 	}
-	at := 0
-	for range max(n-1, 0) {
-		_, size := utf8.DecodeRune(text[at:])
-		at += size
-	}
-	return append(text[:at], "…"...)
+	return append(clip(text, n-1), "…"...)
 }
 
 // appendStates adds each state and its duration: ~ is inferred, ≥ at least.
 func (r *Writer) appendStates(b []byte, c *lifecycle.Conn) []byte {
 	for i, s := range c.Spans.All() {
 		if i > 0 {
-			b = append(b, " · "...)
+			b = append(b, step...)
 		}
 		if s.Known == lifecycle.Inferred {
 			b = append(b, '~')
@@ -134,7 +155,7 @@ func (r *Writer) appendStates(b []byte, c *lifecycle.Conn) []byte {
 		b = AppendDuration(b, c.SpanEnd(i, c.LastEvent)-s.Start)
 	}
 	if c.Lingers != event.StateNone {
-		b = append(b, " · "...)
+		b = append(b, step...)
 		if c.LingersKnown == lifecycle.Inferred {
 			b = append(b, '~')
 		}
@@ -264,8 +285,6 @@ func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
 	}
 	if r.opts.Format == FormatWide {
 		who = r.appendWide(who, c)
-	} else {
-		who = cut(who, Width-14)
 	}
 	r.line = who
 	r.styled(styleBold, who[:min(n, len(who))])
