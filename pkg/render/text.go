@@ -95,7 +95,12 @@ func (r *Writer) textConn(c *lifecycle.Conn) {
 		r.breakLine()
 	}
 	r.putSteps(r.appendStates(r.line[:0], c))
-	if facts := appendFacts(r.line[:0], c); r.column+utf8.RuneCount(facts) <= Width {
+	facts := appendFacts(r.line[:0], c)
+	if r.column+utf8.RuneCount(facts) > Width {
+		r.breakLine()
+		facts = bytes.TrimLeft(facts, " ")
+	}
+	if len(facts) > 0 {
 		r.styled(styleDim, facts)
 	}
 	r.buf = append(r.buf, '\n')
