@@ -42,6 +42,7 @@ var imports = map[string][]string{
 	"pkg/sink/file":         {"pkg/sink", "pkg/block"},
 	"pkg/kerneltest/vminit": {},
 	"pkg/kerneltest/churn":  {},
+	"pkg/kerneltest/floor":  {"github.com/cilium/ebpf"},
 	"pkg/kerneltest/hoard":  {},
 	"pkg/kerneltest/peer":   {},
 	"pkg/kerneltest/uring":  {},
