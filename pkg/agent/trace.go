@@ -68,7 +68,7 @@ func (t *Trace) stillOpen(now int64) {
 		if c.End != 0 || c.Role == lifecycle.RoleListener || now-since < t.OpenAfter || t.told[c] == spans {
 			return
 		}
-		if t.Filter.Conn(c) == filter.No || t.Filter.States != 0 && !t.Filter.States.Has(c.State) {
+		if t.Filter.Conn(c) != filter.Yes || t.Filter.States != 0 && !t.Filter.States.Has(c.State) {
 			return
 		}
 		if t.told == nil {
@@ -83,13 +83,8 @@ func (t *Trace) enough() bool { return t.Count > 0 && t.Shown >= t.Count }
 
 // Transition implements lifecycle.Observer.
 func (t *Trace) Transition(c *lifecycle.Conn, e *event.Event) {
-	if e.Kind != event.KindState {
-		if t.Existing && t.Filter.Conn(c) != filter.No {
-			t.show(func() { t.Out.Transition(c, e) })
-		}
-		return
-	}
-	if !t.Events {
+	found := e.Kind != event.KindState
+	if found && !t.Existing || !found && !t.Events {
 		return
 	}
 	verdict := t.Filter.Conn(c)
@@ -100,10 +95,10 @@ func (t *Trace) Transition(c *lifecycle.Conn, e *event.Event) {
 			t.Out.Raw(held.text.Bytes())
 		}
 	}
-	if verdict == filter.Open && c.LeftBehind() {
-		return // there is nothing more to learn of it, and no Finished
+	if verdict == filter.Open && (c.LeftBehind() || !t.Events) {
+		return // nothing more will be learned of it, or Finished shows it
 	}
-	if verdict == filter.No || !t.Filter.Transition(c, e) {
+	if verdict == filter.No || !found && !t.Filter.Transition(c, e) {
 		return
 	}
 	if verdict == filter.Yes {
