@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -222,6 +223,18 @@ func TestReplayOfACutRecording(t *testing.T) {
 	}
 }
 
+// TestSummaryOfFiltered counts connections that are wanted, and says that events
+// are of all.
+func TestSummaryOfFiltered(t *testing.T) {
+	const path, events = "testdata/traffic.rec", "241 events, 0 lost by the kernel\nconnections: 0 still open"
+	if _, stderr, _ := runStated(t, "replay", path); !strings.HasPrefix(stderr, events+", 10 in TIME_WAIT") {
+		t.Errorf("without a filter:\n%s", stderr)
+	}
+	if _, stderr, _ := runStated(t, "replay", "--comm", "nosuch", path); stderr != "with what the filter hides: "+events+"\n" {
+		t.Errorf("of what nobody owns:\n%s", stderr)
+	}
+}
+
 // TestCommand: the command's children are followed, nobody else is, and its
 // exit code is ours.
 func TestCommand(t *testing.T) {
@@ -260,6 +273,9 @@ func TestCommand(t *testing.T) {
 	}
 	if n := strings.Count(stdout, "\n"); n != 1 {
 		t.Errorf("%d connections, want the one of bash:\n%s", n, stdout)
+	}
+	if !regexp.MustCompile(`connections: 0 still open(, 1 [a-zA-Z0-9_ ]+)+\n`).MatchString(stderr) {
+		t.Errorf("the summary counts others:\n%s", stderr)
 	}
 	var record map[string]any
 	if err := json.Unmarshal([]byte(stdout), &record); err != nil || record["process.executable.name"] != "bash" || record["stated.connection.role"] != "client" {

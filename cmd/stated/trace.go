@@ -202,7 +202,7 @@ func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.T
 	if err := loop.SnapshotErr(); err != nil {
 		fmt.Fprintf(w, "stated: not all sockets that were there before could be listed: %s\n", firstLine(err))
 	}
-	stats := loop.Table.Stats()
+	stats, filtered := trace.Stats()
 	if kernel, err := p.Stats(); err == nil {
 		stats.Lost = max(stats.Lost, kernel.Lost)
 		if kernel.Skipped > 0 {
@@ -212,7 +212,7 @@ func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.T
 			fmt.Fprintf(w, "stated: the kernel had no memory to remember %d sockets; their owners may be missing\n", kernel.StorageFailed)
 		}
 	}
-	render.Summary(w, stats, trace.Filtered, &trace.Slow)
+	render.Summary(w, stats, filtered, &trace.Slow)
 }
 
 func newReplay() *cobra.Command {
@@ -263,7 +263,8 @@ func replay(cmd *cobra.Command, path string, want *filter.Filter, o *outputFlags
 	table := lifecycle.New(trace, lifecycle.Options{NoDestroy: h.NoDestroy, NoResets: h.NoResets, SeesTimeWait: h.SeesTimeWait})
 	trace.Table = table
 	err = (&agent.Loop{Source: rec, Table: table, Consumer: trace, Learn: who.Learn}).Run(cmd.Context())
-	render.Summary(cmd.ErrOrStderr(), table.Stats(), trace.Filtered, &trace.Slow)
+	stats, filtered := trace.Stats()
+	render.Summary(cmd.ErrOrStderr(), stats, filtered, &trace.Slow)
 	return errors.Join(err, damaged(rec.Damage()))
 }
 

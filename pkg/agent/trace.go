@@ -21,7 +21,6 @@ type Trace struct {
 	Count    int  // have enough after that many; 0: never
 	Slow     render.Slow
 	Shown    int
-	Filtered uint64 // connections that the filter did not want
 
 	// OpenAfter shows connections that stay in a state for longer than that,
 	// in nanoseconds, once for each state, while they are there; 0: not. Needs
@@ -33,6 +32,9 @@ type Trace struct {
 	// held is what was rendered of connections of which the filter cannot tell
 	// yet whether they are wanted. Deleted when it can, or at their end.
 	held map[*lifecycle.Conn]*heldBack
+
+	outcomes [lifecycle.NumOutcomes]uint64 // of what Filter wanted
+	hid      bool                          // Filter did not want something
 }
 
 type heldBack struct {
@@ -124,13 +126,38 @@ func (t *Trace) Finished(c *lifecycle.Conn) {
 	delete(t.held, c)
 	delete(t.told, c)
 	if !t.Filter.Finished(c) {
-		t.Filtered++
+		t.hid = true
 		return
 	}
+	t.outcomes[c.Outcome]++
 	t.Slow.Finished(c)
 	if !t.Events {
 		t.show(func() { t.Out.Finished(c) })
 	}
+}
+
+// Stats returns the counts of Table: of connections those that the filter wants,
+// of events all. hides says that there were others. Call it at the end.
+func (t *Trace) Stats() (s lifecycle.Stats, hides bool) {
+	s, hides = t.Table.Stats(), t.hid
+	s.Outcomes, s.Open, s.Held, s.Lingering = t.outcomes, 0, 0, 0
+	count := func(n *int, wanted bool) {
+		if wanted {
+			*n++
+		}
+		hides = hides || !wanted
+	}
+	t.Table.All(func(c *lifecycle.Conn) {
+		if c.HeldClosed() {
+			count(&s.Held, t.Filter.Finished(c))
+		} else {
+			count(&s.Open, t.Filter.Unfinished(c, t.Table.Now()))
+		}
+	})
+	t.Table.Lingering(func(c *lifecycle.Conn) {
+		count(&s.Lingering, t.Filter.Unfinished(c, 0)) // how long the connection lasted is not known any more
+	})
+	return s, hides
 }
 
 func (t *Trace) show(f func()) {

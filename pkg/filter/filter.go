@@ -51,14 +51,22 @@ func (f *Filter) Conn(c *lifecycle.Conn) Verdict {
 
 // Finished decides finally: what never became known does not match.
 func (f *Filter) Finished(c *lifecycle.Conn) bool {
-	if f.Conn(c) != Yes {
-		return false
-	}
+	return f.lasted(c, c.Until()) && (f.States.Has(event.StateClose) || f.was(c))
+}
+
+// Unfinished decides as Finished about a connection that goes on, by what it is
+// until now.
+func (f *Filter) Unfinished(c *lifecycle.Conn, now int64) bool {
+	return f.lasted(c, now) && f.was(c)
+}
+
+func (f *Filter) lasted(c *lifecycle.Conn, until int64) bool {
 	start, _ := c.Start()
-	if time.Duration(c.Until()-start) < f.MinDuration || f.MinDuration > 0 && start == 0 {
-		return false
-	}
-	if f.States == 0 || f.States.Has(c.Lingers) || f.States.Has(event.StateClose) {
+	return f.Conn(c) == Yes && (f.MinDuration == 0 || start != 0 && time.Duration(until-start) >= f.MinDuration)
+}
+
+func (f *Filter) was(c *lifecycle.Conn) bool {
+	if f.States == 0 || f.States.Has(c.Lingers) {
 		return true
 	}
 	for _, s := range c.Spans.All() {

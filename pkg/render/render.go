@@ -264,13 +264,14 @@ func AppendTask(b []byte, t *event.Task) []byte {
 	return append(b, ']')
 }
 
-// Summary writes what a run saw, for a person, in a few lines.
-func Summary(w io.Writer, s lifecycle.Stats, filtered uint64, slow *Slow) {
+// Summary writes what a run saw, for a person, in a few lines. filtered says that
+// there were connections that s counts the events of, but not themselves.
+func Summary(w io.Writer, s lifecycle.Stats, filtered bool, slow *Slow) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d events, %d lost by the kernel", s.Events, s.Lost)
-	if filtered > 0 {
-		fmt.Fprintf(&b, ", %d filtered", filtered)
+	if filtered {
+		b.WriteString("with what the filter hides: ")
 	}
+	fmt.Fprintf(&b, "%d events, %d lost by the kernel", s.Events, s.Lost)
 	if s.Gaps > 0 {
 		fmt.Fprintf(&b, "; %d connections with a gap", s.Gaps)
 	}
