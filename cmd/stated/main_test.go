@@ -17,6 +17,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/filter"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/recording"
+	"github.com/stated-tcp/stated/pkg/render"
 )
 
 var stated string // the program, built by TestMain
@@ -232,6 +238,50 @@ func TestSummaryOfFiltered(t *testing.T) {
 	}
 	if _, stderr, _ := runStated(t, "replay", "--comm", "nosuch", path); stderr != "with what the filter hides: "+events+"\n" {
 		t.Errorf("of what nobody owns:\n%s", stderr)
+	}
+}
+
+// TestReplayKeepsTheFilter: a recording may have what the kernel side could not tell
+// from what was wanted. A replay does not show it.
+func TestReplayKeepsTheFilter(t *testing.T) {
+	const path = "testdata/traffic.rec"
+	recorded := func(want *filter.Filter) string {
+		file, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		from, err := recording.NewReader(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Join(t.TempDir(), "a.rec")
+		to, err := recording.Create(name, header(render.Host{}, lifecycle.Options{}, want))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var e event.Event
+		for from.Read(&e) == nil {
+			if err := to.Append(&e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := to.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	none := &filter.Filter{Filter: event.Filter{Comms: []string{"nosuch"}}}
+	for _, flags := range []string{"", "--events", "--open-after 1ms", "--comm python3"} {
+		stdout, stderr, code := runStated(t, append([]string{"replay", recorded(none)}, strings.Fields(flags)...)...)
+		if stdout != "" || code != 0 {
+			t.Errorf("replay %s, of what nobody owns: exit code %d, %s%s", flags, code, stderr, stdout)
+		}
+	}
+	both, _, _ := runStated(t, "replay", "--state", "close-wait", "--role", "server", recorded(&filter.Filter{}))
+	stdout, stderr, code := runStated(t, "replay", "--state", "close-wait", recorded(&filter.Filter{Roles: []lifecycle.Role{lifecycle.RoleServer}}))
+	if stdout != both || both == "" || code != 0 {
+		t.Errorf("exit code %d: %s\n%s\nwant:\n%s", code, stderr, stdout, both)
 	}
 }
 

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -97,7 +98,8 @@ func newRecord() *cobra.Command {
 		Use:   "record [flags] FILE",
 		Short: "Record all events, for replay",
 		Long: `record writes every event to FILE, which must not exist. 'stated replay FILE'
-shows what trace would have shown; 'zstd -dc FILE' prints the events as JSON.`,
+shows what trace would have shown, with the same conditions; 'zstd -dc FILE'
+prints the events as JSON.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return l.run(cmd, nil, nil, false, args[0]) },
 	}
@@ -154,7 +156,7 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	loop := &agent.Loop{Source: p, Now: probe.Now, Snapshot: p.Snapshot, SnapshotEvery: snapshotEvery}
 	loop.Learn = who.Learn
 	if record != "" {
-		if loop.Record, err = recording.Create(record, header(host, options)); err != nil {
+		if loop.Record, err = recording.Create(record, header(host, options, want)); err != nil {
 			return err
 		}
 	}
@@ -222,8 +224,9 @@ func newReplay() *cobra.Command {
 		Use:   "replay [flags] FILE",
 		Short: "Show a recording as trace would have shown it",
 		Long: `replay reads what 'stated record' or 'stated trace --record' wrote, - being
-standard input, and shows what trace showed then. It needs no privilege. Of a
-damaged recording it shows what can be read, and exits with 1.`,
+standard input, and shows what trace showed then: the conditions of the
+recording hold, those given here as well. It needs no privilege. Of a damaged
+recording it shows what can be read, and exits with 1.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			want, err := f.parse()
@@ -256,6 +259,12 @@ func replay(cmd *cobra.Command, path string, want *filter.Filter, o *outputFlags
 	opts, err := o.parse(render.Host{RunID: h.RunID, BootID: h.BootID, Name: h.Host, ID: h.HostID, Version: h.Version}, cmd.OutOrStdout())
 	if err != nil {
 		return err
+	}
+	if h.Filter != nil {
+		want.Also = new(filter.Filter)
+		if err := json.Unmarshal(h.Filter, want.Also); err != nil {
+			return fmt.Errorf("%s: which connections were wanted: %w", path, err)
+		}
 	}
 	who := agent.NewProcesses(proc.New(proc.Options{Recorded: true}), nil)
 	opts.Processes = who.Of
@@ -302,9 +311,13 @@ func tableOptions(p *probe.Probe) (o lifecycle.Options) {
 	return o
 }
 
-func header(h render.Host, o lifecycle.Options) recording.Header {
+func header(h render.Host, o lifecycle.Options, want *filter.Filter) recording.Header {
+	wanted, err := json.Marshal(want)
+	if err != nil || string(wanted) == "{}" {
+		wanted = nil // all; none of its fields can fail
+	}
 	return recording.Header{RunID: h.RunID, BootID: h.BootID, Host: h.Name, HostID: h.ID, Version: h.Version,
-		Kernel: kernelRelease(), NoDestroy: o.NoDestroy, NoResets: o.NoResets, SeesTimeWait: o.SeesTimeWait}
+		Kernel: kernelRelease(), NoDestroy: o.NoDestroy, NoResets: o.NoResets, SeesTimeWait: o.SeesTimeWait, Filter: wanted}
 }
 
 func thisHost() render.Host {

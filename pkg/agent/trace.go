@@ -70,7 +70,7 @@ func (t *Trace) stillOpen(now int64) {
 		if c.End != 0 || c.Role == lifecycle.RoleListener || now-since < t.OpenAfter || t.told[c] == spans {
 			return
 		}
-		if t.Filter.Conn(c) != filter.Yes || t.Filter.States != 0 && !t.Filter.States.Has(c.State) {
+		if !t.Filter.Stays(c) {
 			return
 		}
 		if t.told == nil {

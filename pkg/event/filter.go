@@ -9,16 +9,16 @@ import "net/netip"
 // withholds what can never match; what it cannot tell it lets through, so who
 // prints must ask package filter again.
 type Filter struct {
-	Family int // 4 or 6: of the addresses, so ::ffff:192.0.2.1 is 4
-	Netns  uint32
-	Cgroup uint64         // this cgroup v2, or one below it
-	Ports  []uint16       // either end
-	Local  []uint16       // our end
-	Remote []uint16       // the other end
-	Addrs  []netip.Prefix // either end
-	PIDs   []uint32       // owners
-	Tree   bool           // and the children that PIDs make from now on
-	Comms  []string       // names of owners, as the kernel cuts them
+	Family int            `json:"family,omitempty"` // 4 or 6: of the addresses, so ::ffff:192.0.2.1 is 4
+	Netns  uint32         `json:"netns,omitempty"`
+	Cgroup uint64         `json:"cgroup,omitempty"`       // this cgroup v2, or one below it
+	Ports  []uint16       `json:"ports,omitempty"`        // either end
+	Local  []uint16       `json:"local_ports,omitempty"`  // our end
+	Remote []uint16       `json:"remote_ports,omitempty"` // the other end
+	Addrs  []netip.Prefix `json:"addresses,omitempty"`    // either end
+	PIDs   []uint32       `json:"pids,omitempty"`         // owners
+	Tree   bool           `json:"children,omitempty"`     // and the children that PIDs make from now on
+	Comms  []string       `json:"processes,omitempty"`    // names of owners, as the kernel cuts them
 }
 
 // Empty reports whether everything is wanted.

@@ -160,6 +160,15 @@ func ParseState(s string) (State, error) {
 	return states[0], nil
 }
 
+// MarshalText is String.
+func (set StateSet) MarshalText() ([]byte, error) { return []byte(set.String()), nil }
+
+// UnmarshalText is ParseStates.
+func (set *StateSet) UnmarshalText(text []byte) (err error) {
+	*set, err = ParseStates(string(text))
+	return err
+}
+
 // ParseStates reads states with commas between them, each in any spelling that
 // stated knows: any system's, any case, with -, _, a space or nothing inside;
 // and groups: FIN_WAIT, and those of ss(8).

@@ -25,25 +25,29 @@ const (
 	No
 )
 
-// Filter is event.Filter with conditions on the whole connection.
+// Filter is event.Filter with conditions on the whole connection. As JSON it is in
+// the header of recordings.
 type Filter struct {
 	event.Filter
-	States      event.StateSet   // it was in one of them; 0 any
-	MinDuration time.Duration    // it lasted at least that long
-	Roles       []lifecycle.Role // nil any
-	Cgroups     []uint64         // with Cgroup: it and all below it, for Socket
-	NotPID      uint32           // not what this process owns; 0 none
+	States      event.StateSet   `json:"states,omitempty"`          // it was in one of them; 0 any
+	MinDuration time.Duration    `json:"min_duration_ns,omitempty"` // it lasted at least that long
+	Roles       []lifecycle.Role `json:"roles,omitempty"`           // nil any
+	Cgroups     []uint64         `json:"-"`                         // with Cgroup: it and all below it, for Socket
+	NotPID      uint32           `json:"-"`                         // not what this process owns; 0 none
+	Also        *Filter          `json:"-"`                         // holds, too, but for Socket; may be nil
 }
 
 // Conn decides by what the connection is: its addresses, its place, its owner.
 func (f *Filter) Conn(c *lifecycle.Conn) Verdict {
 	verdict := Yes
-	for _, v := range [...]Verdict{f.place(c), f.ports(c), f.addrs(c), f.owner(c), f.role(c)} {
-		switch v {
-		case No:
-			return No
-		case Open:
-			verdict = Open
+	for ; f != nil; f = f.Also {
+		for _, v := range [...]Verdict{f.place(c), f.ports(c), f.addrs(c), f.owner(c), f.role(c)} {
+			switch v {
+			case No:
+				return No
+			case Open:
+				verdict = Open
+			}
 		}
 	}
 	return verdict
@@ -51,18 +55,40 @@ func (f *Filter) Conn(c *lifecycle.Conn) Verdict {
 
 // Finished decides finally: what never became known does not match.
 func (f *Filter) Finished(c *lifecycle.Conn) bool {
-	return f.lasted(c, c.Until()) && (f.States.Has(event.StateClose) || f.was(c))
+	return f.Conn(c) == Yes && f.all(func(f *Filter) bool {
+		return f.lasted(c, c.Until()) && (f.States.Has(event.StateClose) || f.was(c))
+	})
 }
 
 // Unfinished decides as Finished about a connection that goes on, by what it is
 // until now.
 func (f *Filter) Unfinished(c *lifecycle.Conn, now int64) bool {
-	return f.lasted(c, now) && f.was(c)
+	return f.Conn(c) == Yes && f.all(func(f *Filter) bool { return f.lasted(c, now) && f.was(c) })
+}
+
+// Stays decides about a connection as it is now, for however long.
+func (f *Filter) Stays(c *lifecycle.Conn) bool {
+	return f.Conn(c) == Yes && f.all(func(f *Filter) bool { return f.States == 0 || f.States.Has(c.State) })
+}
+
+// Transition decides whether one change of state is wanted, of a connection
+// that is: one into or out of the states, after the duration.
+func (f *Filter) Transition(c *lifecycle.Conn, e *event.Event) bool {
+	return f.all(func(f *Filter) bool { return f.changed(c, e) })
+}
+
+func (f *Filter) all(holds func(*Filter) bool) bool {
+	for ; f != nil; f = f.Also {
+		if !holds(f) {
+			return false
+		}
+	}
+	return true
 }
 
 func (f *Filter) lasted(c *lifecycle.Conn, until int64) bool {
 	start, _ := c.Start()
-	return f.Conn(c) == Yes && (f.MinDuration == 0 || start != 0 && time.Duration(until-start) >= f.MinDuration)
+	return f.MinDuration == 0 || start != 0 && time.Duration(until-start) >= f.MinDuration
 }
 
 func (f *Filter) was(c *lifecycle.Conn) bool {
@@ -77,9 +103,7 @@ func (f *Filter) was(c *lifecycle.Conn) bool {
 	return false
 }
 
-// Transition decides whether one change of state is wanted, of a connection
-// that is: one into or out of the states, after the duration.
-func (f *Filter) Transition(c *lifecycle.Conn, e *event.Event) bool {
+func (f *Filter) changed(c *lifecycle.Conn, e *event.Event) bool {
 	if f.States != 0 && !f.States.Has(e.New) && !f.States.Has(e.Old) {
 		return false
 	}

@@ -8,7 +8,11 @@
 // connections, live or replayed.
 package lifecycle
 
-import "github.com/stated-tcp/stated/pkg/event"
+import (
+	"fmt"
+
+	"github.com/stated-tcp/stated/pkg/event"
+)
 
 // Known says how a fact came to us.
 type Known uint8
@@ -44,6 +48,18 @@ func ParseRole(s string) (Role, bool) {
 		}
 	}
 	return RoleUnknown, false
+}
+
+// MarshalText is String.
+func (r Role) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText is ParseRole.
+func (r *Role) UnmarshalText(text []byte) error {
+	role, ok := ParseRole(string(text))
+	if *r = role; !ok {
+		return fmt.Errorf("no role %q", text)
+	}
+	return nil
 }
 
 // Initiator is who ended the connection first, by FIN or by RST.

@@ -34,6 +34,10 @@ type Header struct {
 	NoResets  bool `json:"stated.no_resets,omitempty"`
 
 	SeesTimeWait bool `json:"stated.sees_time_wait,omitempty"`
+
+	// Filter is which connections were wanted, filter.Filter as JSON: of others the
+	// recording has what the kernel side could not tell from these. Absent: all.
+	Filter json.RawMessage `json:"stated.filter,omitempty"`
 }
 
 const (
