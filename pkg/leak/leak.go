@@ -30,7 +30,8 @@ const (
 	// or will at its next read: the kernel does not tell which, as a FIN that
 	// came with the last data leaves no trace of its own (tcp_try_coalesce).
 	Drained
-	// ShutDown: the process called shutdown() and never close().
+	// ShutDown: the process called shutdown() and never close(). That may be as it
+	// should, see Finding.HalfClosed.
 	ShutDown
 	// Hidden: the connection has ended, as a rule by reset, abort, kill or
 	// time-out, and the descriptor is still open.
@@ -52,6 +53,13 @@ type Finding struct {
 	Why     string // for Unknown: a constant sentence
 	Unread  uint32 // bytes of payload that nobody has read
 	Stack   *Stack // where in the code it was opened; nil unknown
+}
+
+// HalfClosed reports whether our process has shut down sending only, and the
+// peer nothing: the process may want the rest of the answer.
+func (f *Finding) HalfClosed() bool {
+	const receiving = 1 // RCV_SHUTDOWN
+	return f.Verdict == ShutDown && (f.New == event.StateFinWait1 || f.New == event.StateFinWait2) && f.Shutdown&receiving == 0
 }
 
 // Rules say what is too long.

@@ -65,7 +65,12 @@ var advice = [leak.NumVerdicts]string{
 func Meaning(v leak.Verdict) string { return meaning[v] }
 
 // Advice says what to look for next, "" where nothing is known to.
-func Advice(v leak.Verdict) string { return advice[v] }
+func Advice(f *leak.Finding) string {
+	if f.HalfClosed() {
+		return "the peer has not closed either, and may still send: only if the process wants no answer, close() must follow shutdown()"
+	}
+	return advice[f.Verdict]
+}
 
 // Leaks shows a report: as text, or a record for each group.
 func (r *Writer) Leaks(l *Leaks) {
@@ -460,14 +465,15 @@ func (r *Writer) textAdvice(l *Leaks, g *leak.Group, owners []event.Task) {
 	if advice[worst] == "" || len(owners) == 0 {
 		return
 	}
-	r.wrapped(2, "", append(append(r.line[:0], "next: "...), advice[worst]...))
+	of := slices.IndexFunc(g.Findings, func(f leak.Finding) bool { return f.Verdict == worst })
+	r.wrapped(2, "", append(append(r.line[:0], "next: "...), Advice(&g.Findings[of])...))
 	pid := int64(owners[0].PID)
 	b := appendInt(append(r.line[:0], "threads: gdb -p "...), pid)
 	r.lineOf(8, styleDim, append(b, " -batch -ex 'thread apply all bt'"...))
 	if unit := l.Processes(owners[0]).Unit; unit != "" && safeWord(unit) {
 		r.lineOf(8, styleDim, append(append(r.line[:0], "restart: systemctl restart "...), unit...))
 	}
-	at := slices.IndexFunc(g.Findings, func(f leak.Finding) bool { return len(f.Holders) > 0 })
+	at := slices.IndexFunc(g.Findings, func(f leak.Finding) bool { return len(f.Holders) > 0 && !f.HalfClosed() })
 	if at < 0 {
 		return
 	}

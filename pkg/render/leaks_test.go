@@ -3,6 +3,7 @@
 package render
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/netip"
 	"os"
@@ -208,6 +209,28 @@ func golden(t *testing.T, name, got string) {
 		}
 		if name != "color" && (strings.ContainsAny(line, "\x1b\n") || strings.Contains(line, "\xff")) {
 			t.Errorf("not escaped: %q", line)
+		}
+	}
+}
+
+// TestHalfClosed: no command closes what may wait for an answer.
+func TestHalfClosed(t *testing.T) {
+	for shutdown, want := range map[uint8]string{2: "and may still send", 3: "call (int)close(4)"} {
+		c := census.New(0)
+		s := event.Sighting{Event: event.Event{Kind: event.KindSnapshot, New: event.StateFinWait2, Time: 60e9, Socket: 1, Shutdown: shutdown}, Inode: 5, References: 1, LastSegment: 1}
+		c.Add(&s)
+		s.Kind, s.Task, s.FD = event.KindHolder, event.Task{PID: 7}, 4
+		c.Add(&s)
+		c.Complete(nil)
+		r := leak.Find(c, leak.Rules{States: event.SetOf(event.StateFinWait2)})
+		var out bytes.Buffer
+		w := New(&out, Options{})
+		w.Leaks(&Leaks{Report: r, Groups: r.Group(leak.ByProcess), Processes: func(event.Task) Process { return Process{} }})
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if got := out.String(); !strings.Contains(got, want) || strings.Contains(got, "(int)close") != (shutdown == 3) {
+			t.Errorf("shut down %d: %s", shutdown, got)
 		}
 	}
 }

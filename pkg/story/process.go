@@ -90,19 +90,15 @@ func (t *Teller) Sockets(b []byte, sockets []*census.Socket, examples int) []byt
 // sort puts what is stuck first, then what is old, and returns how many are
 // stuck.
 func (t *Teller) sort(sockets []*census.Socket) (stuck int) {
+	ranks := make(map[*census.Socket]int, len(sockets))
 	for _, s := range sockets {
 		if t.Stuck(s) {
+			ranks[s] = -1
 			stuck++
 		}
 	}
-	rank := func(s *census.Socket) int {
-		if t.Stuck(s) {
-			return 0
-		}
-		return 1
-	}
 	slices.SortStableFunc(sockets, func(a, b *census.Socket) int {
-		return cmp.Or(rank(a)-rank(b), cmp.Compare(b.Age.Min, a.Age.Min), cmp.Compare(a.Inode, b.Inode))
+		return cmp.Or(ranks[a]-ranks[b], cmp.Compare(b.Age.Min, a.Age.Min), cmp.Compare(a.Inode, b.Inode))
 	})
 	return stuck
 }

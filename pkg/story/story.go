@@ -65,7 +65,19 @@ func (t *Teller) Stuck(s *census.Socket) bool {
 	case event.StateListen, event.StateTimeWait, event.StateSynSent, event.StateSynRecv:
 		return false
 	}
+	if f := leak.Judge(s); f.HalfClosed() {
+		return s.New == event.StateFinWait2 && t.idle(s)
+	}
 	return !s.Orphan()
+}
+
+// idle reports whether it is known that nobody waits on a socket.
+func (t *Teller) idle(s *census.Socket) bool {
+	if s.Waited || len(s.Holders) == 0 || t.Waits == nil {
+		return false
+	}
+	kind := t.Waits(s).Kind
+	return kind == render.WaitNone || kind == "" && !s.Limited
 }
 
 // doubtful reports whether a socket may be stuck, and its age does not tell.
@@ -299,6 +311,9 @@ func (t *Teller) verdict(b []byte, s *census.Socket) []byte {
 	} else {
 		text = append(append(text, ": "...), f.Why...)
 	}
+	if f.HalfClosed() {
+		text = append(text, ". The peer has not closed, and nobody waits for what it may still send"...)
+	}
 	b = paragraph(b, append(text, '.'))
 	return t.next(b, &f)
 }
@@ -317,6 +332,10 @@ func (t *Teller) unstuck(f *leak.Finding) []byte {
 		return []byte("It may be accepted any moment.")
 	case f.New == event.StateEstablished:
 		return []byte("Nothing is wrong with it as far as the kernel can tell.")
+	case f.HalfClosed() && f.New == event.StateFinWait1:
+		return []byte("It is half-closed: the process called shutdown(). The peer has not acknowledged all that was sent before, or our FIN: it does not read, or it or the way to it is gone. Look there, not at this process. Without any answer the kernel gives up after net.ipv4.tcp_retries2 retransmissions.")
+	case f.HalfClosed():
+		return []byte("It is half-closed: the process called shutdown(), and may want the answer of the peer, which has not closed. If that lasts for too long, look at the peer: its end is in CLOSE_WAIT, or it is gone: then only SO_KEEPALIVE or a time-out of the process ends it.")
 	case f.Verdict == leak.Unknown && f.Why != "":
 		return append([]byte("What it waits for: "+f.Why), '.')
 	}
@@ -328,7 +347,7 @@ func (t *Teller) next(b []byte, f *leak.Finding) []byte {
 	if f.Kernel() {
 		return paragraph(b, []byte("Next: it goes with what uses it, such as a mount of NFS (findmnt -t nfs,nfs4)."))
 	}
-	advice := render.Advice(f.Verdict)
+	advice := render.Advice(f)
 	if advice == "" {
 		advice = strings.TrimSuffix(explain.Do(f.New), ".")
 	}
@@ -339,7 +358,7 @@ func (t *Teller) next(b []byte, f *leak.Finding) []byte {
 	}
 	b = strconv.AppendUint(append(b, "  gdb -p "...), uint64(owners[0].PID), 10)
 	b = append(b, " -batch -ex 'thread apply all bt'\n"...)
-	if len(f.Holders) > 0 {
+	if len(f.Holders) > 0 && !f.HalfClosed() {
 		b = strconv.AppendUint(append(b, "  gdb -p "...), uint64(f.Holders[0].PID), 10)
 		b = strconv.AppendInt(append(b, " -batch -ex 'call (int)close("...), int64(f.Holders[0].FDs[0]), 10)
 		b = append(b, ")'\n"...)

@@ -159,6 +159,40 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestHalfClosed: who has shut down sending only may wait for the answer. It is
+// stuck where nobody does, and never for what the network or the peer owes.
+func TestHalfClosed(t *testing.T) {
+	const receiving = 1
+	for _, tt := range []struct {
+		name   string
+		state  event.State
+		wait   render.Wait
+		change func(*event.Sighting)
+		stuck  bool
+		says   string
+	}{
+		{"a thread reads", event.StateFinWait2, render.Wait{Kind: render.WaitCall, Call: "recvfrom"}, nil, false, "may want the answer of the peer, which has not closed"},
+		{"epoll", event.StateFinWait2, render.Wait{Kind: render.WaitWatched}, nil, false, "may want the answer"},
+		{"something", event.StateFinWait2, render.Wait{Kind: render.WaitNone}, func(s *event.Sighting) { s.Waited = true }, false, "may want the answer"},
+		{"not known", event.StateFinWait2, render.Wait{}, func(s *event.Sighting) { s.Limited = true }, false, "may want the answer"},
+		{"nobody", event.StateFinWait2, render.Wait{Kind: render.WaitNone}, nil, true, "nobody waits for what it may still send"},
+		{"receiving too", event.StateFinWait2, render.Wait{Kind: render.WaitWatched}, func(s *event.Sighting) { s.Shutdown = receiving }, true, "close(4)"},
+		{"not acknowledged", event.StateFinWait1, render.Wait{Kind: render.WaitNone}, nil, false, "Look there, not at this process"},
+		{"closed at both ends", event.StateLastAck, render.Wait{Kind: render.WaitNone}, nil, true, "close(4)"},
+		{"orphan", event.StateFinWait2, render.Wait{}, func(s *event.Sighting) { s.Flags |= event.FlagDead }, false, "the kernel waits for the peer"},
+	} {
+		h := &host{c: census.New(now)}
+		h.socket(tt.state, "10.0.0.5:40000", "10.0.0.9:80", tt.change, 4, shop)
+		h.c.Complete(nil)
+		teller := teller()
+		teller.Waits = func(*census.Socket) render.Wait { return tt.wait }
+		got := strings.Join(strings.Fields(string(teller.Sockets(nil, h.c.Sockets, 1))), " ")
+		if !strings.Contains(got, tt.says) || strings.Contains(got, "It is stuck") != tt.stuck || strings.Contains(got, "close(4)") != strings.Contains(tt.says, "close(4)") {
+			t.Errorf("%s: %q", tt.name, got)
+		}
+	}
+}
+
 // TestOf: a process has to do with what it holds and with what waits in the
 // queues of its listeners, and with nothing else.
 func TestOf(t *testing.T) {
