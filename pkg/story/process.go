@@ -65,7 +65,8 @@ func (t *Teller) Process(b []byte, task event.Task, sockets []*census.Socket, ex
 	}
 	if more := stuck - len(notable); more > 0 {
 		text := strconv.AppendInt(append([]byte(nil), "And "...), int64(more), 10)
-		b = paragraph(b, append(text, " more that are stuck: stated leaks --by none shows each."...))
+		text = strconv.AppendInt(append(text, " more that are stuck: --examples "...), int64(stuck), 10)
+		b = paragraph(b, append(text, " tells of each."...))
 	}
 	return b
 }

@@ -193,6 +193,18 @@ func TestHalfClosed(t *testing.T) {
 	}
 }
 
+// TestExamples: what is not told of is told with as many examples as are said.
+func TestExamples(t *testing.T) {
+	h := newHost()
+	told := func(examples int) string { return string(teller().Process(nil, shop, only(h, shop.PID), examples)) }
+	if few := told(1); !strings.Contains(few, "And 2 more that are stuck: --examples 3 tells of each.") {
+		t.Error(few)
+	}
+	if all := told(3); strings.Count(all, "It is stuck") != 3 || strings.Contains(all, "more that are stuck") {
+		t.Error(all)
+	}
+}
+
 // TestOf: a process has to do with what it holds and with what waits in the
 // queues of its listeners, and with nothing else.
 func TestOf(t *testing.T) {
