@@ -52,6 +52,12 @@ func (s *Socket) NotAccepted() bool {
 	return s.Flags.Has(event.FlagNoSocket) && s.Flags&(event.FlagDead|event.FlagMini|event.FlagMPTCP) == 0 && s.New != event.StateListen
 }
 
+// Queue returns how many connections wait in the queue of a listener, and how
+// many may: one more than its backlog (sk_acceptq_is_full in include/net/sock.h).
+func (s *Socket) Queue() (waiting, limit int64) {
+	return int64(s.Unread), int64(s.Unsent) + 1
+}
+
 // Hidden reports whether the connection has ended while its descriptor is open:
 // no table of the kernel shows it. A socket that was never connected, or was
 // disconnected, has no peer (tcp_disconnect in net/ipv4/tcp.c).

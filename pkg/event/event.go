@@ -332,7 +332,7 @@ type Event struct {
 	SRTT          uint32 // microseconds
 	Retransmits   uint32 // segments; on the server's SYN_RECV these are SYN-ACKs
 	Unread        uint32 // rcv_nxt - copied_seq, FIN included; of a listener: connections waiting for accept()
-	Unsent        uint32 // write_seq - snd_una: unsent or unacknowledged; of a listener: limit of that queue
+	Unsent        uint32 // write_seq - snd_una: unsent or unacknowledged; of a listener: its backlog, one less than may wait
 
 	Err      uint16 // sk_err, an errno
 	Shutdown uint8  // bit 0: receiving, bit 1: sending (sk_shutdown)

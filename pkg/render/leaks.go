@@ -343,8 +343,12 @@ func (r *Writer) textVerdict(g *leak.Group, v leak.Verdict, n int) {
 	}
 	for _, s := range g.Oldest().Listeners {
 		b := AppendAddr(append(r.line[:0], "listener "...), s.Local)
-		b = appendInt(append(b, ": "...), int64(s.Sighting.Unread))
-		b = appendInt(append(b, " in its queue of at most "...), int64(s.Sighting.Unsent))
+		waiting, limit := s.Queue()
+		b = appendInt(append(b, ": "...), waiting)
+		b = appendInt(append(b, " in its queue of at most "...), limit)
+		if waiting >= limit {
+			b = append(b, ": full, new connections are dropped"...)
+		}
 		r.lineOf(4, "", b)
 	}
 }

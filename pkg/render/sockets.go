@@ -48,6 +48,9 @@ func (r *Writer) appendSocket(b []byte, s *census.Socket, ends int) []byte {
 	b = pad(AppendEnds(b, s), 0, 39+ends)
 	b = append(b, "  "...)
 	b = appendHolders(b, s)
+	if waiting, limit := s.Queue(); s.New == event.StateListen && waiting >= limit {
+		b = append(b, ", queue full"...)
+	}
 	if r.opts.Format == FormatWide {
 		b = appendSocketIDs(b, s)
 	}

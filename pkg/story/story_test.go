@@ -3,6 +3,7 @@
 package story
 
 import (
+	"bytes"
 	"flag"
 	"net/netip"
 	"os"
@@ -51,7 +52,7 @@ func (h *host) socket(state event.State, local, peer string, change func(*event.
 
 func newHost() *host {
 	h := &host{c: census.New(now)}
-	h.socket(event.StateListen, "0.0.0.0:8080", "0.0.0.0:0", func(s *event.Sighting) { s.Unread, s.Unsent, s.LastSegment = 2, 2, 0 }, 3, shop)
+	h.socket(event.StateListen, "0.0.0.0:8080", "0.0.0.0:0", func(s *event.Sighting) { s.Unread, s.Unsent, s.LastSegment = 3, 2, 0 }, 3, shop)
 	h.socket(event.StateCloseWait, "10.0.0.5:8080", "10.0.0.9:40001", func(s *event.Sighting) {
 		s.Unread, s.Flags, s.LastReceived, s.BytesReceived, s.BytesSent, s.LastSent = 1, event.FlagDone, now-90e9, 1201, 34e3, now-89e9
 	}, 87, shop)
@@ -202,6 +203,29 @@ func TestExamples(t *testing.T) {
 	}
 	if all := told(3); strings.Count(all, "It is stuck") != 3 || strings.Contains(all, "more that are stuck") {
 		t.Error(all)
+	}
+}
+
+// TestQueue: the kernel lets one more wait than the backlog says.
+func TestQueue(t *testing.T) {
+	for _, tt := range []struct {
+		waiting, backlog uint32
+		may              string
+		full             bool
+	}{{0, 0, "1 may", false}, {1, 0, "1 may", true}, {2, 2, "3 may", false}, {3, 2, "3 may", true}, {4096, 4096, "4097 may", false}} {
+		h := &host{c: census.New(now)}
+		h.socket(event.StateListen, "0.0.0.0:80", "0.0.0.0:0", func(s *event.Sighting) { s.Unread, s.Unsent = tt.waiting, tt.backlog }, 3, shop)
+		h.c.Complete(nil)
+		got := string(teller().Sockets(nil, h.c.Sockets, 1))
+		var table bytes.Buffer
+		w := render.New(&table, render.Options{})
+		w.Sockets(h.c, nil)
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(got, tt.may) || strings.Contains(got, "queue is full") != tt.full || strings.Contains(table.String(), "queue full") != tt.full {
+			t.Errorf("%d, backlog %d: %s%s", tt.waiting, tt.backlog, got, table.String())
+		}
 	}
 }
 
