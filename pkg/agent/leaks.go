@@ -4,6 +4,7 @@ package agent
 
 import (
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/stated-tcp/stated/pkg/census"
@@ -28,6 +29,8 @@ type Leaks struct {
 	// Show gets each report. An error ends the watching.
 	Show func(r leak.Report, groups []leak.Group, growth map[string]float64, err error) error
 
+	seen  map[lookedAt]stay    // what the last look found
+	ended int64                // when it saw the last socket
 	flows map[uint32]leak.Flow // by the pid of the owner
 	past  []sizes              // oldest first
 	next  int64
@@ -43,6 +46,20 @@ type Leaks struct {
 type sockets struct {
 	census *census.Census
 	err    error
+}
+
+// lookedAt identifies a socket from one look to the next.
+type lookedAt struct {
+	inode uint64
+	id    event.SocketID // where it has no inode
+}
+
+// stay is how a socket was found, and since when it has been in that state.
+type stay struct {
+	state          event.State
+	local, peer    netip.AddrPort
+	sent, received uint64
+	since          int64 // nanoseconds since boot
 }
 
 // lateAfter is when a look at all sockets should be over, in nanoseconds: 100,000
@@ -61,6 +78,7 @@ func (l *Leaks) Report() (leak.Report, []leak.Group, error) {
 }
 
 func (l *Leaks) report(c *census.Census, err error) (leak.Report, []leak.Group, error) {
+	l.remember(c)
 	var history census.History
 	if l.Table != nil {
 		history = l.Table.Get
@@ -72,6 +90,33 @@ func (l *Leaks) report(c *census.Census, err error) (leak.Report, []leak.Group, 
 		err = errors.Join(err, l.Stacks.Name(r.Findings))
 	}
 	return r, r.Group(l.By), err
+}
+
+// remember lets each socket know since when the looks have found it in its state: a
+// connection does not come back to one that it has left. A socket may, by
+// connect(AF_UNSPEC), and begins to count bytes anew (tcp_disconnect).
+func (l *Leaks) remember(c *census.Census) {
+	seen := make(map[lookedAt]stay)
+	for _, s := range c.Sockets {
+		key := lookedAt{inode: s.Inode}
+		if s.Inode == 0 {
+			key.id = s.Sighting.Socket
+		}
+		if key == (lookedAt{}) || s.New == event.StateListen {
+			continue
+		}
+		now := stay{s.New, s.Local, s.Peer, s.BytesSent, s.BytesReceived, s.Time}
+		before, known := l.seen[key]
+		if known && before.state == now.state && before.local == now.local && before.peer == now.peer && before.sent <= now.sent && before.received <= now.received {
+			now.since = before.since
+			if s.Since == 0 || s.Since > now.since {
+				s.Since = now.since
+			}
+		}
+		seen[key] = now
+		l.ended = max(l.ended, s.Time)
+	}
+	l.seen = seen
 }
 
 // Event implements Consumer.
@@ -162,7 +207,21 @@ const (
 // sizes are the groups of an earlier report.
 type sizes struct {
 	at      int64
+	ended   int64
 	sockets map[string]int
+}
+
+// undecided returns how many findings were there in an earlier report that could
+// not tell that they are stuck: they are no growth.
+func (l *Leaks) undecided(g *leak.Group, earlier *sizes) (n int) {
+	for i := range g.Findings {
+		f := &g.Findings[i]
+		looks := f.LastSegment == 0 || f.Time-f.LastSegment < l.Rules.MinAge // nothing else tells the age
+		if looks && f.Since != 0 && f.Since <= earlier.ended && earlier.ended-f.Since < l.Rules.MinAge {
+			n++
+		}
+	}
+	return n
 }
 
 // growth returns by how many sockets a second each group grew: since the oldest
@@ -182,12 +241,12 @@ func (l *Leaks) growth(now int64, groups []leak.Group) map[string]float64 {
 			}
 			base := &l.past[from]
 			if seconds := float64(now-base.at) / 1e9; seconds > 0 {
-				growth[g.Key] = float64(len(g.Findings)-base.sockets[g.Key]) / seconds
+				growth[g.Key] = float64(len(g.Findings)-base.sockets[g.Key]-l.undecided(g, base)) / seconds
 			}
 		}
 	}
 	if n := len(l.past); n == 0 || now-l.past[n-1].at >= growthWindow/growthSteps {
-		s := sizes{now, make(map[string]int, len(groups))}
+		s := sizes{now, l.ended, make(map[string]int, len(groups))}
 		for i := range groups {
 			s.sockets[groups[i].Key] = len(groups[i].Findings)
 		}

@@ -366,8 +366,7 @@ type Sighting struct {
 	// Opened says that the socket got its peer's SYN: it is, or was, connected.
 	Opened bool
 	// Since is when the socket was seen in its state before, by an earlier look, and
-	// not out of it since: nanoseconds since boot, 0 unknown. Only with Limited, in
-	// CLOSE, where nothing else tells.
+	// not out of it since: nanoseconds since boot, 0 unknown.
 	Since int64
 	// LastSegment is when the last segment came or went (tcp_mstamp), ACK, RST
 	// and keep-alive probes included; with Limited, when the last acknowledgement
