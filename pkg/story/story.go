@@ -180,7 +180,11 @@ func (t *Teller) holders(s *census.Socket) (b []byte) {
 		b = append(b, " processes it ends only when each has closed it: a child inherited the descriptor, or it was passed over a unix socket. "...)
 	}
 	if n := s.Elsewhere(); n > 0 && s.Inode != 0 {
-		b = strconv.AppendInt(append(b, "What keeps the file open beside these descriptors: "...), int64(n), 10)
+		b = append(b, "What keeps the file open"...)
+		if len(s.Holders) > 0 {
+			b = append(b, " beside these descriptors"...)
+		}
+		b = strconv.AppendInt(append(b, ": "...), int64(n), 10)
 		b = append(b, " of system calls at work on it, messages on a unix socket, and io_uring. "...)
 	}
 	return b
@@ -359,8 +363,17 @@ func (t *Teller) next(b []byte, f *leak.Finding) []byte {
 	if advice == "" {
 		advice = strings.TrimSuffix(explain.Do(f.New), ".")
 	}
-	b = paragraph(b, []byte("Next: "+advice+"."))
 	owners := f.Owners()
+	if len(owners) == 0 && f.Inode != 0 {
+		b = paragraph(b, []byte("Next: find what has it. ss -xp shows the unix sockets with messages that nobody receives, by their Recv-Q; the files of an io_uring are below UserFiles:"))
+		b = strconv.AppendUint(append(b, "  grep -s 'socket:\\["...), f.Inode, 10)
+		return append(b, "\\]' /proc/[0-9]*/fdinfo/*\n\n"...)
+	}
+	text := []byte("Next: ")
+	if h := inherited(f.Socket); h != nil {
+		text = append(render.AppendTask(text, &h.Task), " began after the connection did: it inherited the descriptor, or was given it. If it does not use it, close-on-exec (SOCK_CLOEXEC) is missing where the socket was opened. Otherwise: "...)
+	}
+	b = paragraph(b, append(append(text, advice...), '.'))
 	if len(owners) == 0 {
 		return b
 	}
@@ -372,6 +385,26 @@ func (t *Teller) next(b []byte, f *leak.Finding) []byte {
 		b = append(b, ")'\n"...)
 	}
 	return append(b, '\n')
+}
+
+// inherited returns a holder that is known to be younger than the connection; nil: none.
+func inherited(s *census.Socket) *census.Holder {
+	const resolution = 20e6 // of the clocks compared: a jiffy, and a tick of /proc/PID/stat
+	there := s.Time         // the connection was there by then
+	for _, at := range []int64{s.LastReceived, s.LastSent, s.LastSegment} {
+		if at != 0 {
+			there = min(there, at)
+		}
+	}
+	if s.Age.Known != lifecycle.Inferred {
+		there = min(there, s.Time-s.Age.Min)
+	}
+	for i := range s.Holders {
+		if h := &s.Holders[i]; h.Start > there+resolution {
+			return h
+		}
+	}
+	return nil
 }
 
 // who describes a process, escaped.

@@ -229,6 +229,46 @@ func TestQueue(t *testing.T) {
 	}
 }
 
+// TestNext: the advice is about what holds the socket.
+func TestNext(t *testing.T) {
+	child := event.Task{PID: 4300, Start: now - 50e9, Comm: event.MakeComm("sleep")}
+	pool := "nobody reads this socket any more"
+	for _, tt := range []struct {
+		name   string
+		change func(*event.Sighting)
+		tasks  []event.Task
+		says   []string
+		not    string
+	}{
+		{"in flight", func(s *event.Sighting) { s.References = 1 }, nil, []string{"What keeps the file open: 1 of", "find what has it", `grep -s 'socket:\[51\]'`}, pool},
+		{"older than the connection", nil, []event.Task{shop}, []string{"Next: " + pool}, "inherited"},
+		{"inherited", nil, []event.Task{child}, []string{"Next: sleep[4300] began after the connection did", "Otherwise: " + pool}, "these descriptors"},
+		{"by one of two", nil, []event.Task{shop, child}, []string{"Next: sleep[4300] began"}, "java[4242] began"},
+		{"data came since", func(s *event.Sighting) { s.LastSegment, s.LastReceived = now-40e9, now-45e9 }, []event.Task{child}, []string{"Next: " + pool}, "began after"},
+		{"data went before", func(s *event.Sighting) { s.LastSegment, s.LastReceived, s.LastSent = now-40e9, now-45e9, now-55e9 }, []event.Task{child}, []string{"sleep[4300] began"}, "java"},
+		{"start not known", nil, []event.Task{{PID: 4301}}, []string{"Next: " + pool}, "began after"},
+		{"within the clocks' resolution", func(s *event.Sighting) { s.LastSegment = child.Start - 5e6 }, []event.Task{child}, []string{"Next: " + pool}, "began after"},
+	} {
+		h := &host{c: census.New(now)}
+		h.socket(event.StateCloseWait, "10.0.0.5:40000", "10.0.0.9:80", func(s *event.Sighting) {
+			s.Unread, s.Flags = 1, event.FlagDone
+			if tt.change != nil {
+				tt.change(s)
+			}
+		}, 4, tt.tasks...)
+		h.c.Complete(nil)
+		got := strings.Join(strings.Fields(string(teller().Sockets(nil, h.c.Sockets, 1))), " ")
+		for _, want := range tt.says {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: no %q in %q", tt.name, want, got)
+			}
+		}
+		if strings.Contains(got, tt.not) {
+			t.Errorf("%s: %q in %q", tt.name, tt.not, got)
+		}
+	}
+}
+
 // TestOf: a process has to do with what it holds and with what waits in the
 // queues of its listeners, and with nothing else.
 func TestOf(t *testing.T) {
