@@ -53,6 +53,11 @@ func parseSubject(arg string) (*subject, error) {
 	if !strings.ContainsAny(arg, ".:[") {
 		return nil, nil
 	}
+	if i := strings.LastIndexByte(arg, ':'); i > 0 && arg[0] != '[' {
+		if inBrackets, err := netip.ParseAddrPort("[" + arg[:i] + "]" + arg[i:]); err == nil && inBrackets.Addr().Is6() {
+			return nil, usagef("%q: an IPv6 address stands in brackets before its port: write %s", arg, inBrackets)
+		}
+	}
 	if addr, err := netip.ParseAddr(strings.Trim(arg, "[]")); err == nil {
 		return nil, usagef("%q has no port: write %s", arg, netip.AddrPortFrom(addr, 443))
 	}

@@ -115,3 +115,22 @@ func TestLeaksSayWhoWaits(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 }
+
+// TestParseSubject: what is written wrongly is told how to write.
+func TestParseSubject(t *testing.T) {
+	for arg, says := range map[string]string{
+		"::1:80":             "write [::1]:80",
+		"2001:db8::1:443":    "write [2001:db8::1]:443",
+		"::1":                "has no port: write [::1]:443",
+		"[::1:80]":           "has no port: write [::1:80]:443",
+		"1:2:3:4:5:6:7:8":    "has no port: write [1:2:3:4:5:6:7:8]:443",
+		"10.0.0.5":           "has no port: write 10.0.0.5:443",
+		"10.0.0.5:99999":     "no address with a port",
+		"2001:db8::1:beef":   "has no port: write [2001:db8::1:beef]:443",
+		"localhost.local:80": "no address with a port",
+	} {
+		if _, err := parseSubject(arg); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want %q", arg, err, says)
+		}
+	}
+}

@@ -43,7 +43,7 @@ type Leaks struct {
 // meaning says a verdict in a sentence.
 var meaning = [leak.NumVerdicts]string{
 	leak.Unknown:     "",
-	leak.NotAccepted: "nobody has accepted it: it waits in the queue of its listener",
+	leak.NotAccepted: "waiting in the queue of the listener for a process to call accept()",
 	leak.DataUnread:  "data came that the process has not read, and the end of file behind it",
 	leak.EOFUnread:   "all data was read, the end of file never: the process does not know that the peer closed",
 	leak.Drained:     "nothing is left to read: the process saw the end, or will at its next read; close() is missing",
@@ -288,7 +288,15 @@ func appendRate(b []byte, perSecond float64) []byte {
 	if perSecond > 0 {
 		b = append(b, '+')
 	}
-	return append(strconv.AppendFloat(b, perSecond, 'f', 0, 64), unit...)
+	digits := 0 // three that matter, as of times
+	for size := max(perSecond, -perSecond); size < 100 && digits < 2; size *= 10 {
+		digits++
+	}
+	b = strconv.AppendFloat(b, perSecond, 'f', digits, 64)
+	if digits > 0 {
+		b = bytes.TrimRight(bytes.TrimRight(b, "0"), ".")
+	}
+	return append(b, unit...)
 }
 
 func appendProcess(b []byte, p Process, named bool, t *event.Task) []byte {

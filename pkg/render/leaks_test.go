@@ -234,3 +234,15 @@ func TestHalfClosed(t *testing.T) {
 		}
 	}
 }
+
+// TestRate: enough is shown to count with.
+func TestRate(t *testing.T) {
+	for rate, want := range map[float64]string{
+		1.4923: "+1.49/s", 2: "+2/s", 10: "+10/s", 12.34: "+12.3/s", 1234.5: "+1234/s", -1.5: "-1.5/s",
+		0.2: "+12/min", 100. / 3600: "+1.67/min", 1. / 3600: "+1/h", 0.5 / 3600: "+0.5/h",
+	} {
+		if got := string(appendRate(nil, rate)); got != want {
+			t.Errorf("%v is %s, want %s", rate, got, want)
+		}
+	}
+}
