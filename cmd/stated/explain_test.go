@@ -3,11 +3,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -132,5 +135,36 @@ func TestParseSubject(t *testing.T) {
 		if _, err := parseSubject(arg); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v, want %q", arg, err, says)
 		}
+	}
+}
+
+// TestExplainOwn asks about sockets of this very process: a queue that takes one
+// more than its backlog, and is full; and an end that has shut down sending, and
+// waits for the answer.
+func TestExplainOwn(t *testing.T) {
+	requireRoot(t)
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, []string{"1 connections wait in its queue, 1 may. The queue is full"}, "explain", fmt.Sprintf("%d/%d", os.Getpid(), fd))
+	if out := until(t, []string{"It is half-closed"}, "explain", conn.LocalAddr().String(), "--min-age", "0s"); strings.Contains(out, "(int)close") {
+		t.Errorf("told to close what waits for an answer:\n%s", out)
 	}
 }
