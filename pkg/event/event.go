@@ -332,7 +332,7 @@ type Event struct {
 	SRTT          uint32 // microseconds
 	Retransmits   uint32 // segments; on the server's SYN_RECV these are SYN-ACKs
 	Unread        uint32 // rcv_nxt - copied_seq, FIN included; of a listener: connections waiting for accept()
-	Unsent        uint32 // write_seq - snd_una: unsent or unacknowledged; of a listener: its backlog, one less than may wait
+	Unsent        uint32 // write_seq - snd_una: unsent or unacknowledged, SYN and FIN included; of a listener: its backlog, one less than may wait
 
 	Err      uint16 // sk_err, an errno
 	Shutdown uint8  // bit 0: receiving, bit 1: sending (sk_shutdown)
@@ -344,6 +344,42 @@ type Event struct {
 
 	Wall  int64  // KindClock: nanoseconds since 1970 at Time
 	Count uint64 // KindLost, KindUntold, KindOverflow: how many
+}
+
+// UnreadPayload returns how many bytes came that the process has not read, and
+// whether the peer's FIN, which is one of Unread, waits behind them (tcp_fin and
+// tcp_recvmsg_locked in net/ipv4). Not of a listener.
+func (e *Event) UnreadPayload() (n uint32, fin bool) {
+	if e.Unread > 0 && e.Flags.Has(FlagDone) {
+		return e.Unread - 1, true
+	}
+	return e.Unread, false
+}
+
+// UnsentPayload returns how many bytes of ours the peer has not acknowledged. In
+// Unsent our SYN and our FIN are one each until they are (tcp_connect, tcp_send_fin):
+// a change of state comes before its FIN, so the state before tells. Of a server's
+// SYN_RECV, Fast Open, nothing but payload is in Unsent, and it goes at once. Not of
+// a listener. In a sighting of CLOSE a FIN may be among it: nothing tells.
+func (e *Event) UnsentPayload() uint32 {
+	var ours bool
+	switch e.Old {
+	case StateSynSent:
+		ours = e.New != StateEstablished
+	case StateSynRecv:
+		ours = e.New != StateEstablished && e.BytesSent == 0
+	case StateFinWait1, StateClosing, StateLastAck:
+		ours = true
+	case StateClose:
+		if e.New == StateSynSent {
+			return 0 // what the socket was before
+		}
+		ours = e.New == StateClose && e.BytesAcked == 0 && e.BytesSent == 0 // the SYN's end
+	}
+	if ours && e.Unsent > 0 {
+		return e.Unsent - 1
+	}
+	return e.Unsent
 }
 
 // Sighting is a socket that was looked at on request, without having seen how

@@ -114,11 +114,7 @@ func Find(c *census.Census, rules Rules) Report {
 func Judge(s *census.Socket) Finding {
 	f := Finding{Socket: s}
 	queued := s.Sighting.Unread
-	if s.Flags.Has(event.FlagDone) && queued > 0 {
-		f.Unread = queued - 1
-	} else {
-		f.Unread = queued
-	}
+	f.Unread, _ = s.UnreadPayload()
 	switch s.New {
 	case event.StateCloseWait:
 		switch {

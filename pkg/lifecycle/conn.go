@@ -185,7 +185,7 @@ type Conn struct {
 	SRTT        uint32 // microseconds, the last that was known
 	Retransmits uint32
 	Unread      uint32 // bytes in the receive queue, without the FIN
-	Unsent      uint32
+	Unsent      uint32 // bytes not acknowledged, without SYN and FIN; of a listener, the limit of its queue
 	Epoch       uint32 // counts the connections of this socket, from 0 (as far as we saw)
 
 	Local Endpoint // from the first event where it is whole
@@ -225,6 +225,7 @@ type Conn struct {
 	// classic tracepoint): bytes and the like are older, from a snapshot, or zero.
 	Uncounted bool
 
+	synTaken bool // a sequence number was taken, or more, and not acknowledged
 	halfOpen bool // a request, no full socket yet
 	resetIn  bool
 	resetOut bool // a RST was sent behind the end

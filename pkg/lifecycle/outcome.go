@@ -56,14 +56,15 @@ func (c *Conn) learn(e *event.Event) {
 		c.Cookie = true
 	}
 	c.BytesSent = e.BytesSent - min(e.BytesSent, e.BytesResent)
-	c.BytesReceived, c.Unread, c.Unsent = e.BytesReceived, e.Unread, e.Unsent
-	c.EOFUnread = false
+	c.BytesReceived, c.synTaken = e.BytesReceived, e.Unsent > 0
 	if e.Flags.Has(event.FlagDone) {
 		c.BytesReceived -= min(c.BytesReceived, 1)
-		if c.Unread > 0 {
-			c.Unread--
-			c.EOFUnread = true
-		}
+	}
+	if e.Old == event.StateListen || e.New == event.StateListen {
+		c.Unread, c.Unsent = e.Unread, e.Unsent
+	} else {
+		c.Unread, c.EOFUnread = e.UnreadPayload()
+		c.Unsent = e.UnsentPayload()
 	}
 	if e.SRTT != 0 {
 		c.SRTT = e.SRTT
@@ -190,7 +191,7 @@ func (c *Conn) concludeConnect(errno syscall.Errno, noResets bool) {
 		c.Outcome = OutcomeConnectTimeout
 	case errno != 0:
 		c.Outcome = OutcomeUnreachable // an ICMP error, tcp_v4_err
-	case c.Local.Port() == 0 || c.Unsent == 0:
+	case c.Local.Port() == 0 || !c.synTaken:
 		// inet_hash_connect found none, or the tuple in use: tcp_v4_connect and
 		// tcp_v6_connect choose a sequence number after that, which a SYN takes
 		c.Outcome = OutcomeNoLocalPort

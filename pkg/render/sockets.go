@@ -43,6 +43,10 @@ func (r *Writer) appendSocket(b []byte, s *census.Socket, ends int) []byte {
 	b = pad(append(b, s.New.Name(r.opts.Names)...), 0, 12)
 	b = pad(AppendAge(b, s.Age), 0, 21)
 	unread, unsent := s.Unread, s.Unsent
+	if s.New != event.StateListen {
+		unread, _ = s.UnreadPayload()
+		unsent = s.UnsentPayload()
+	}
 	b = pad(appendInt(b, int64(unread)), 0, 30)
 	b = pad(appendInt(b, int64(unsent)), 0, 39)
 	b = pad(AppendEnds(b, s), 0, 39+ends)
@@ -162,8 +166,9 @@ func (r *Writer) jsonSocketNow(now int64, s *census.Socket, processes func(event
 		b = number(b, "stated.listener.queue", int64(s.Unread))
 		b = number(b, "stated.listener.queue_limit", int64(s.Unsent))
 	} else {
-		b = number(b, "stated.tcp.rx_queue_bytes", int64(s.Unread))
-		b = number(b, "stated.tcp.tx_queue_bytes", int64(s.Unsent))
+		unread, _ := s.UnreadPayload()
+		b = number(b, "stated.tcp.rx_queue_bytes", int64(unread))
+		b = number(b, "stated.tcp.tx_queue_bytes", int64(s.UnsentPayload()))
 	}
 	if s.NotAccepted() {
 		b = append(b, `,"stated.socket.not_accepted":true`...)

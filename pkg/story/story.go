@@ -243,8 +243,8 @@ func (t *Teller) data(s *census.Socket) []byte {
 	default:
 		b = append(b, "Nothing waits to be read. "...)
 	}
-	if s.Unsent > 0 {
-		b = append(render.AppendBytes(b, uint64(s.Unsent)), " of ours are not acknowledged by the peer. "...)
+	if n := s.UnsentPayload(); n > 0 {
+		b = append(render.AppendBytes(b, uint64(n)), " of ours are not acknowledged by the peer. "...)
 	}
 	if n := received(s); n == 0 {
 		b = append(b, "No data has ever come. "...)
