@@ -170,12 +170,15 @@ struct inspection {
 	__u32 last_received; /* jiffies, low half; 0 no data yet */
 	__u32 last_sent;
 	__u32 references; /* to the open file, 0 none */
-	__u32 facts;	  /* enum inspection_fact */
+	__u16 facts;	  /* enum inspection_fact */
+	__u8 timeouts;	  /* of the retransmission timer in a row, nothing acknowledged since */
+	__u8 probes;	  /* of the peer's window or keep-alives, not answered yet */
 };
 
 enum inspection_fact {
 	INSPECTED_WAITED = 1 << 0, /* somebody sleeps on the socket, or polls it */
 	INSPECTED_OPENED = 1 << 1, /* the peer's SYN has come: it was connected, now or before */
+	INSPECTED_SHUT = 1 << 2,   /* the peer's window is closed, and was probed */
 };
 
 /* How to get into a network namespace: what the iterators of netns.h write. */

@@ -8,6 +8,10 @@
 #define __STATED_INSPECT_H
 
 #define SOCKFS_MAGIC 0x534F434B /* include/uapi/linux/magic.h */
+/* include/net/inet_connection_sock.h */
+#define ICSK_TIME_RETRANS 1
+#define ICSK_TIME_PROBE0 3
+#define TCP_CA_LOSS 4 /* TCP_CA_Loss in include/uapi/linux/tcp.h */
 
 /* A bit for each state that is asked for. Set by pkg/probe before each run. */
 struct {
@@ -94,6 +98,29 @@ static __always_inline void inspect_numbers(struct event *e, struct tcp_sock *tp
 	}
 }
 
+/*
+ * What the kernel waits for. The probe timer runs for data that is held back by
+ * our side, too, as by TCP_CORK: then the first probe sends it. One that finds
+ * the window closed counts in icsk_backoff (tcp_send_probe0). A segment that is
+ * sent again into a window that was closed behind it counts nowhere on all
+ * kernels, but is taken for lost (tcp_retransmit_timer).
+ */
+static __always_inline void inspect_timer(struct inspection *i, struct inet_connection_sock *icsk)
+{
+	int pending = BPF_CORE_READ(icsk, icsk_pending), state = i->event.new_state;
+	bool shut = false;
+
+	i->timeouts = BPF_CORE_READ(icsk, icsk_retransmits);
+	i->probes = BPF_CORE_READ(icsk, icsk_probes_out);
+	if (pending == ICSK_TIME_PROBE0)
+		shut = BPF_CORE_READ(icsk, icsk_backoff);
+	else if (pending == ICSK_TIME_RETRANS && state != TCP_SYN_SENT && state != TCP_SYN_RECV)
+		shut = !BPF_CORE_READ((struct tcp_sock *)icsk, snd_wnd) &&
+		       BPF_CORE_READ_BITFIELD_PROBED(icsk, icsk_ca_state) == TCP_CA_LOSS;
+	if (shut)
+		i->facts |= INSPECTED_SHUT;
+}
+
 static __always_inline void inspect_sock(struct inspection *i, struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
@@ -135,6 +162,7 @@ static __always_inline void inspect_sock(struct inspection *i, struct sock *sk)
 	if (e->protocol != IPPROTO_TCP)
 		return;
 	inspect_numbers(e, tp);
+	inspect_timer(i, &tp->inet_conn);
 	if (!(e->flags & FLAG_MPTCP) && is_kernels(BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock), socket, file))
 		e->flags |= FLAG_KERNEL;
 	/* set with the peer's SYN, in tcp_rcv_synsent_state_process or tcp_create_openreq_child */

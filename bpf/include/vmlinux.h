@@ -265,6 +265,11 @@ struct inet_connection_sock {
 	} icsk_ack;
 	struct request_sock_queue icsk_accept_queue;
 	void *icsk_ulp_data;
+	u8 icsk_ca_state : 5;
+	u8 icsk_retransmits;
+	u8 icsk_pending;
+	u8 icsk_backoff;
+	u8 icsk_probes_out;
 };
 
 struct tcp_sock {
@@ -273,6 +278,7 @@ struct tcp_sock {
 	u32 copied_seq;
 	u32 write_seq;
 	u32 snd_una;
+	u32 snd_wnd;
 	u32 srtt_us;
 	u32 total_retrans;
 	u64 bytes_sent;

@@ -31,7 +31,11 @@ const (
 	attrCgroup   = 21
 	ulpName      = 1 // INET_ULP_INFO_NAME
 
-	timerTimeWait = 3 // idiag_timer
+	timerRetransmit = 1 // idiag_timer
+	timerTimeWait   = 3
+	timerProbe      = 4
+
+	stateLoss = 4 // TCP_CA_Loss
 )
 
 // tick is the longest that jiffies stand still, in nanoseconds: CONFIG_HZ is 100
@@ -132,6 +136,7 @@ func (d *decoder) decode(b []byte, s *event.Sighting) error {
 		e.UID = event.NoUID // what sock_i_uid said of all that have no file, before 6.17
 	}
 	infer(s)
+	s.Shut = shut(state, timer, info)
 	Numbers(s, info, d.begun, d.got)
 	return nil
 }
@@ -163,6 +168,7 @@ func Numbers(s *event.Sighting, info *unix.TCPInfo, begun, got int64) {
 	s.BytesSent, s.BytesResent = info.Bytes_sent, info.Bytes_retrans
 	s.BytesAcked, s.BytesReceived = info.Bytes_acked, info.Bytes_received
 	s.SRTT, s.Retransmits = info.Rtt, info.Total_retrans
+	s.Timeouts, s.Probes = info.Retransmits, info.Probes
 	if s.New == event.StateSynSent {
 		s.Unread = 0 // as of what the socket was before
 	}
@@ -184,6 +190,18 @@ func Numbers(s *event.Sighting, info *unix.TCPInfo, begun, got int64) {
 			s.LastSegment = min(got-ago+tick, got)
 		}
 	}
+}
+
+// shut reports whether the peer's window is closed, by the rules of inspect_timer
+// in bpf/inspect.h.
+func shut(state event.State, timer uint8, info *unix.TCPInfo) bool {
+	switch {
+	case timer == timerProbe:
+		return info.Backoff > 0
+	case timer == timerRetransmit && state != event.StateSynSent && state != event.StateSynRecv:
+		return info.Snd_wnd == 0 && info.Ca_state == stateLoss
+	}
+	return false
 }
 
 // opened reports whether the peer's SYN came. In CLOSE its options tell, or that

@@ -69,10 +69,11 @@ func sighting(state event.State, flags event.Flags, inode uint64) event.Sighting
 }
 
 func TestDecode(t *testing.T) {
-	info := unix.TCPInfo{Rtt: 250, Total_retrans: 3, Bytes_sent: 70, Bytes_retrans: 10, Bytes_acked: 61, Bytes_received: 6,
+	info := unix.TCPInfo{Rtt: 250, Total_retrans: 3, Bytes_sent: 70, Bytes_retrans: 10, Bytes_acked: 61, Bytes_received: 6, Retransmits: 2, Probes: 1, Backoff: 2,
 		Last_data_recv: 2000, Last_data_sent: 3000, Last_ack_recv: 1000}
 	full := sighting(event.StateCloseWait, event.FlagDone, 77)
 	full.SRTT, full.Retransmits, full.BytesSent, full.BytesResent, full.BytesAcked, full.BytesReceived = 250, 3, 70, 10, 61, 6
+	full.Timeouts, full.Probes = 2, 1
 	full.Shutdown, full.Cgroup, full.Opened = 1, 1234567890123, true
 	full.LastReceived, full.LastSent, full.LastSegment = 99e9-2e9-tick, 99e9-3e9-tick, 100e9-1e9+tick
 	orphan := sighting(event.StateLastAck, event.FlagDone|event.FlagDead|event.FlagNoSocket, 0)
@@ -83,6 +84,10 @@ func TestDecode(t *testing.T) {
 	ofRoot.UID = event.NoUID
 	request := sighting(event.StateSynRecv, event.FlagMini|event.FlagNoSocket, 0)
 	request.Retransmits = 2
+	shut := sighting(event.StateEstablished, 0, 77)
+	shut.Opened, shut.Shut, shut.Probes = true, true, 1
+	open := sighting(event.StateEstablished, 0, 77)
+	open.Opened = true
 	ulp := attr(attrULP|unix.NLA_F_NESTED, attr(ulpName, []byte("mptcp\x00")))
 	old := tcpInfo(unix.TCPInfo{})[:104] // as of 3.2: no counters of bytes
 	native.PutUint16(old, 104)
@@ -96,6 +101,9 @@ func TestDecode(t *testing.T) {
 		{"orphan", message(event.StateLastAck, 1, 0, tcpInfo(unix.TCPInfo{})), orphan},
 		{"orphan, perhaps of root", setUID(message(event.StateLastAck, 1, 0, tcpInfo(unix.TCPInfo{})), 0), ofRoot},
 		{"subflow", message(event.StateFinWait2, 0, 0, ulp, tcpInfo(unix.TCPInfo{Last_ack_recv: 1e6})), subflow},
+		{"window closed", message(event.StateEstablished, timerProbe, 77, tcpInfo(unix.TCPInfo{Last_ack_recv: 1e6, Probes: 1, Backoff: 1})), shut},
+		{"segment sent again", message(event.StateEstablished, timerRetransmit, 77, tcpInfo(unix.TCPInfo{Last_ack_recv: 1e6, Ca_state: stateLoss, Snd_wnd: 9})), open},
+		{"corked", message(event.StateEstablished, timerProbe, 77, tcpInfo(unix.TCPInfo{Last_ack_recv: 1e6})), open},
 		{"listener", message(event.StateListen, 0, 77, tcpInfo(info)), sighting(event.StateListen, 0, 77)},
 		{"request", message(event.StateSynRecv, 1, 0), request},
 		{"time wait", message(event.StateTimeWait, timerTimeWait, 0), sighting(event.StateTimeWait, event.FlagMini|event.FlagNoSocket, 0)},

@@ -401,6 +401,14 @@ type Sighting struct {
 	Limited bool
 	// Opened says that the socket got its peer's SYN: it is, or was, connected.
 	Opened bool
+	// Shut says that the peer's window is closed, and our probes of it found so.
+	Shut bool
+	// Timeouts counts how often in a row the retransmission timer ran out, nothing
+	// new being acknowledged since (icsk_retransmits); of SYN_SENT, the SYN's.
+	Timeouts uint8
+	// Probes counts the probes of the window or the keep-alives that were not
+	// answered yet (icsk_probes_out).
+	Probes uint8
 	// Since is when the socket was seen in its state before, by an earlier look, and
 	// not out of it since: nanoseconds since boot, 0 unknown.
 	Since int64

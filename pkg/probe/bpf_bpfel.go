@@ -100,7 +100,9 @@ type bpfInspection struct {
 	LastReceived  uint32
 	LastSent      uint32
 	References    uint32
-	Facts         uint32
+	Facts         uint16
+	Timeouts      uint8
+	Probes        uint8
 }
 
 type bpfNetnsWay struct {

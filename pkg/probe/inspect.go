@@ -218,6 +218,7 @@ func records[T any](it *link.Iter, each func(*T)) error {
 const (
 	factWaited = 1 << iota
 	factOpened
+	factShut
 )
 
 // again reads on when the kernel asks to be called again, which it does after a
@@ -245,6 +246,8 @@ func (i *Inspector) decode(w *bpfInspection, s *event.Sighting) {
 	}
 	s.Waited = w.Facts&factWaited != 0
 	s.Opened = w.Facts&factOpened != 0
+	s.Shut = w.Facts&factShut != 0
+	s.Timeouts, s.Probes = w.Timeouts, w.Probes
 	s.LastSegment = int64(w.LastSegmentNs)
 	s.LastReceived = i.stamp(w, w.LastReceived)
 	s.LastSent = i.stamp(w, w.LastSent)

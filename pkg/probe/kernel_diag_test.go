@@ -29,9 +29,9 @@ func fact(s *event.Sighting, cookies bool) string {
 	if cookies {
 		id = fmt.Sprintf("sk:%x cgroup %d ", uint64(s.Socket), s.Cgroup)
 	}
-	return id + fmt.Sprintf("%s %s %s netns %d family %d uid %d inode %d flags %b queues %d %d bytes %d %d %d %d rtt %d retransmits %d shutdown %d opened %v",
+	return id + fmt.Sprintf("%s %s %s netns %d family %d uid %d inode %d flags %b queues %d %d bytes %d %d %d %d rtt %d retransmits %d shutdown %d opened %v shut %v timeouts %d probes %d",
 		s.New, s.Local, s.Peer, s.Netns, s.Family, s.UID, s.Inode, s.Flags, s.Unread, s.Unsent,
-		s.BytesSent, s.BytesResent, s.BytesAcked, s.BytesReceived, s.SRTT, s.Retransmits, s.Shutdown, s.Opened)
+		s.BytesSent, s.BytesResent, s.BytesAcked, s.BytesReceived, s.SRTT, s.Retransmits, s.Shutdown, s.Opened, s.Shut, s.Timeouts, s.Probes)
 }
 
 // facts are those of the sockets of a namespace, by their addresses. A machine that

@@ -49,6 +49,7 @@ func TestTrampolines(t *testing.T) {
 type rawPeer struct {
 	fd       int
 	us, them [4]byte
+	window   uint16
 }
 
 const (
@@ -61,7 +62,7 @@ const (
 
 // tun makes a network in which only 10.7.0.1 is the kernel.
 func (s *space) tun() *rawPeer {
-	p := &rawPeer{fd: must(unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)), us: [4]byte{10, 7, 0, 2}, them: [4]byte{10, 7, 0, 1}}
+	p := &rawPeer{fd: must(unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)), us: [4]byte{10, 7, 0, 2}, them: [4]byte{10, 7, 0, 1}, window: 0xffff}
 	s.fds = append(s.fds, p.fd)
 	req := must(unix.NewIfreq("peer"))
 	req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
@@ -87,7 +88,7 @@ func (p *rawPeer) send(from, to uint16, seq, ack uint32, flags byte) {
 	be.PutUint16(ip[10:], checksum(ip))
 	tcp := be.AppendUint16(be.AppendUint16(nil, from), to)
 	tcp = be.AppendUint32(be.AppendUint32(tcp, seq), ack)
-	tcp = append(tcp, 5<<4, flags, 0xff, 0xff, 0, 0, 0, 0)
+	tcp = append(be.AppendUint16(append(tcp, 5<<4, flags), p.window), 0, 0, 0, 0)
 	pseudo := append(append([]byte(nil), ip[12:20]...), 0, unix.IPPROTO_TCP, 0, 20)
 	be.PutUint16(tcp[16:], checksum(append(pseudo, tcp...)))
 	must(unix.Write(p.fd, append(ip, tcp...)))

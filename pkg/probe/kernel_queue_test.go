@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -88,6 +89,75 @@ func TestPayloadOnly(t *testing.T) {
 					unread, _ := found.UnreadPayload()
 					if unsent := found.UnsentPayload(); found.New != tt.state || unread != tt.unread || unsent != tt.unsent {
 						t.Errorf("%s: %s, %d unread, %d unsent; raw %d, %d", name, found.New, unread, unsent, found.Unread, found.Unsent)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestPeerTakesNothing: a peer whose window is closed, and one that does not
+// answer, are told apart from one that has not answered yet.
+func TestPeerTakesNothing(t *testing.T) {
+	all := inspectors(t)
+	for name, tt := range map[string]struct {
+		plant func(*space) (fd int)
+		want  func(*event.Sighting) bool
+	}{
+		"window closed": {func(s *space) int {
+			c, _ := s.pair(0)
+			check(unix.SetNonblock(c, true))
+			for {
+				if _, err := unix.Write(c, make([]byte, 64<<10)); err == unix.EAGAIN {
+					return c
+				} else if err != nil {
+					panic(err)
+				}
+			}
+		}, func(s *event.Sighting) bool { return s.Shut && s.Timeouts == 0 }},
+		"window closed behind what was sent": {func(s *space) int {
+			wire := s.tun()
+			l, _ := s.listen(local10(4000), 8, 0)
+			fd, seq := wire.open(s, l, 4000)
+			must(unix.Write(fd, make([]byte, 500)))
+			wire.window = 0
+			wire.send(1001, 4000, 101, seq+1, flagACK)
+			return fd
+		}, func(s *event.Sighting) bool { return s.Shut && s.UnsentPayload() == 499 }},
+		"no answer": {func(s *space) int {
+			wire := s.tun()
+			l, _ := s.listen(local10(4000), 8, 0)
+			fd, _ := wire.open(s, l, 4000)
+			must(unix.Write(fd, make([]byte, 500)))
+			return fd
+		}, func(s *event.Sighting) bool { return !s.Shut && s.Timeouts > 1 && s.UnsentPayload() == 500 }},
+		"no answer to keep-alives": {func(s *space) int {
+			wire := s.tun()
+			l, _ := s.listen(local10(4000), 8, 0)
+			fd, _ := wire.open(s, l, 4000)
+			check(unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1))
+			check(unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1))
+			check(unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 100))
+			check(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1))
+			return fd
+		}, func(s *event.Sighting) bool { return !s.Shut && s.Timeouts == 0 && s.Probes > 1 && s.Unsent == 0 }},
+		"corked": {func(s *space) int {
+			c, _ := s.pair(0)
+			check(unix.SetsockoptInt(c, unix.IPPROTO_TCP, unix.TCP_CORK, 1))
+			must(unix.Write(c, make([]byte, 100)))
+			return c
+		}, func(s *event.Sighting) bool { return !s.Shut && s.Timeouts == 0 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inSpace(t, func(s *space) {
+				local := addrOf(must(unix.Getsockname(tt.plant(s))))
+				for way, in := range all {
+					var found *event.Sighting
+					for deadline := time.Now().Add(30 * time.Second); found == nil || !tt.want(found); time.Sleep(10 * time.Millisecond) {
+						if time.Now().After(deadline) {
+							t.Fatalf("%s: %+v", way, found)
+						}
+						found = sighted(in, s.inode, local)
 					}
 				}
 			})

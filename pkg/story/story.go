@@ -47,7 +47,9 @@ func (t *Teller) Socket(b []byte, s *census.Socket) []byte {
 	if s.Err != 0 {
 		b = paragraph(b, append([]byte("Its error, which the process has not fetched: "+render.ErrnoText(s.Err)), '.'))
 	}
-	return t.verdict(b, s)
+	told := len(b)
+	b = t.troubles(b, s)
+	return t.verdict(b, s, len(b) > told)
 }
 
 // Stuck reports whether a socket waits for its own process for too long.
@@ -308,10 +310,14 @@ func (t *Teller) waits(s *census.Socket) []byte {
 	return append(b, '.')
 }
 
-// verdict says whether that is well, why not, and what to do.
-func (t *Teller) verdict(b []byte, s *census.Socket) []byte {
+// verdict says whether that is well, why not, and what to do. Of an open connection
+// with troubles all has been said.
+func (t *Teller) verdict(b []byte, s *census.Socket, troubled bool) []byte {
 	f := leak.Judge(s)
 	if !t.Stuck(s) {
+		if troubled && s.New == event.StateEstablished && !s.NotAccepted() {
+			return b
+		}
 		if text := t.unstuck(&f); text != nil {
 			b = paragraph(b, text)
 		}
@@ -342,6 +348,8 @@ func (t *Teller) unstuck(f *leak.Finding) []byte {
 		return append(b, ", which may be no leak: the process may be about to close it."...)
 	case f.New == event.StateEstablished && f.Verdict == leak.NotAccepted:
 		return []byte("It may be accepted any moment.")
+	case f.New == event.StateEstablished && f.Unread > 0 && !f.Kernel():
+		return []byte("What came waits to be read: the process may be about to do so.")
 	case f.New == event.StateEstablished:
 		return []byte("Nothing is wrong with it as far as the kernel can tell.")
 	case f.HalfClosed() && f.New == event.StateFinWait1:

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package story
+
+import (
+	"strconv"
+
+	"github.com/stated-tcp/stated/pkg/census"
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/leak"
+	"github.com/stated-tcp/stated/pkg/render"
+)
+
+// troubles tells why data does not get through, what that means, and where to look
+// next; b unchanged: nothing is known of such.
+func (t *Teller) troubles(b []byte, s *census.Socket) []byte {
+	switch s.New {
+	case event.StateEstablished, event.StateCloseWait, event.StateFinWait1, event.StateClosing, event.StateLastAck:
+	default:
+		return b
+	}
+	switch {
+	case s.Unsent == 0 && s.Probes < 2:
+	case s.Shut:
+		b = shut(b, s)
+	case s.Timeouts > 0:
+		b = unanswered(b, s)
+	case s.Probes > 1:
+		text := strconv.AppendUint([]byte("The peer does not answer: of the last "), uint64(s.Probes), 10)
+		b = paragraph(b, append(text, " keep-alive probes none was answered so far. Its host or the way there is gone, or a firewall has forgotten the connection."...))
+		b = reachable(b, s)
+	}
+	if s.New == event.StateEstablished && t.unread(s) {
+		text := render.AppendBytes([]byte("Our process does not read: "), uint64(leak.Judge(s).Unread))
+		text = ago(append(text, " wait"...), ", the last of which came ", s, s.LastReceived)
+		b = paragraph(b, append(text, ". When its queue is full, the peer can send no more."...))
+		b = paragraph(b, []byte("Next: the handler is stuck, or forgot the socket: look at what its threads do."))
+		if len(s.Holders) > 0 {
+			b = strconv.AppendUint(append(b, "  gdb -p "...), uint64(s.Holders[0].PID), 10)
+			b = append(b, " -batch -ex 'thread apply all bt'\n\n"...)
+		}
+	}
+	return b
+}
+
+// unread reports whether data waits for the process for too long. All that waits
+// came no later than the last.
+func (t *Teller) unread(s *census.Socket) bool {
+	n, _ := s.UnreadPayload()
+	return n > 0 && !s.NotAccepted() && !s.Kernel() && s.LastReceived != 0 && s.Time-s.LastReceived >= t.MinAge
+}
+
+// shut tells of a peer whose kernel takes no more.
+func shut(b []byte, s *census.Socket) []byte {
+	text := []byte("The peer's window is closed: its kernel has no room for more of our data, as a rule because the process there does not read. What is written here waits. ")
+	if s.Probes > 1 {
+		text = strconv.AppendUint(append(text, "Of our last "...), uint64(s.Probes), 10)
+		text = append(text, " probes of the window none was answered so far."...)
+		return reachable(paragraph(b, text), s)
+	}
+	b = paragraph(b, text)
+	text = render.AppendAddr([]byte("Next: look at the peer's process and what its threads do: on its host, stated explain "), s.Peer)
+	return paragraph(b, append(text, '.'))
+}
+
+// unanswered tells of a peer that acknowledges nothing.
+func unanswered(b []byte, s *census.Socket) []byte {
+	text := strconv.AppendUint([]byte("The peer does not acknowledge: the retransmission timer ran out "), uint64(s.Timeouts), 10)
+	if s.Timeouts == 1 {
+		text = append(text, " time"...)
+	} else {
+		text = append(text, " times in a row"...)
+	}
+	text = append(text, ", and nothing new was acknowledged since. Its host or the way there is gone, or drops what we send. "...)
+	if !s.Orphan() {
+		text = append(text, "The kernel goes on trying, by default for a quarter of an hour or more (net.ipv4.tcp_retries2); then the process gets ETIMEDOUT."...)
+	}
+	return reachable(paragraph(b, text), s)
+}
+
+func reachable(b []byte, s *census.Socket) []byte {
+	peer := s.Peer.Addr().String()
+	b = paragraph(b, []byte("Next: is the peer's host reachable, and what drops segments on the way?"))
+	b = append(append(b, "  ip route get "...), peer...)
+	return append(append(append(b, "\n  ping -c 3 "...), peer...), "\n\n"...)
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package story
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stated-tcp/stated/pkg/census"
+	"github.com/stated-tcp/stated/pkg/event"
+)
+
+// TestTroubles: nothing is said to be well where the kernel knows better, and
+// nothing to be wrong that may end in a moment.
+func TestTroubles(t *testing.T) {
+	const well = "Nothing is wrong with it"
+	for _, tt := range []struct {
+		name      string
+		state     event.State
+		change    func(*event.Sighting)
+		says, not []string
+	}{
+		{"quiet", event.StateEstablished, nil, []string{well}, []string{"Next:"}},
+		{"on its way", event.StateEstablished, func(s *event.Sighting) { s.Unsent = 500 }, []string{well}, []string{"Next:"}},
+		{"window closed", event.StateEstablished, func(s *event.Sighting) { s.Unsent, s.Shut, s.Probes = 9000, true, 1 },
+			[]string{"The peer's window is closed", "stated explain 10.0.0.9:40001."}, []string{well, "ping", "probes"}},
+		{"window closed, no answer", event.StateEstablished, func(s *event.Sighting) { s.Unsent, s.Shut, s.Probes = 9000, true, 4 },
+			[]string{"The peer's window is closed", "last 4 probes", "ping -c 3 10.0.0.9"}, []string{well, "stated explain"}},
+		{"no answer", event.StateEstablished, func(s *event.Sighting) { s.Unsent, s.Timeouts = 500, 4 },
+			[]string{"ran out 4 times in a row", "ETIMEDOUT", "ping -c 3 10.0.0.9"}, []string{well, "window"}},
+		{"no answer once", event.StateEstablished, func(s *event.Sighting) { s.Unsent, s.Timeouts = 500, 1 },
+			[]string{"ran out 1 time, and"}, []string{well}},
+		{"keep-alives", event.StateEstablished, func(s *event.Sighting) { s.Probes = 3 },
+			[]string{"of the last 3 keep-alive probes none", "ping"}, []string{well}},
+		{"a keep-alive", event.StateEstablished, func(s *event.Sighting) { s.Probes = 1 }, []string{well}, []string{"Next:"}},
+		{"left unread", event.StateEstablished, func(s *event.Sighting) { s.Unread, s.BytesReceived, s.LastReceived = 700, 900, now-40e9 },
+			[]string{"Our process does not read: 700B wait, the last of which came 40.0s ago", "gdb -p 4242"}, []string{well, "call (int)close"}},
+		{"just came", event.StateEstablished, func(s *event.Sighting) { s.Unread, s.BytesReceived, s.LastReceived = 700, 900, now-2e9 },
+			[]string{"may be about to do so"}, []string{well, "Next:"}},
+		{"both", event.StateEstablished, func(s *event.Sighting) {
+			s.Unsent, s.Timeouts, s.Unread, s.BytesReceived, s.LastReceived = 500, 2, 700, 900, now-40e9
+		}, []string{"does not acknowledge", "does not read"}, []string{well}},
+		{"FIN of nobody", event.StateFinWait1, func(s *event.Sighting) { s.Unsent, s.Timeouts, s.Flags, s.Inode = 1, 3, event.FlagDead, 0 },
+			[]string{"ran out 3 times in a row", "the kernel waits for the peer"}, []string{"ETIMEDOUT", "1B"}},
+		{"CLOSE_WAIT", event.StateCloseWait, func(s *event.Sighting) { s.Unsent, s.Timeouts, s.Flags = 9, 3, event.FlagDone },
+			[]string{"ran out 3 times in a row", "It is stuck, verdict drained"}, nil},
+		{"SYN", event.StateSynSent, func(s *event.Sighting) { s.Unsent, s.Timeouts = 1, 3 },
+			[]string{"the peer has not answered our SYN"}, []string{"1B", "timer"}},
+	} {
+		h := &host{c: census.New(now)}
+		h.socket(tt.state, "10.0.0.5:8080", "10.0.0.9:40001", tt.change, 20, shop)
+		if s := h.c.Sockets[0]; s.Flags.Has(event.FlagDead) {
+			s.Holders = nil
+		}
+		h.c.Complete(nil)
+		text := strings.Join(strings.Fields(string(teller().Socket(nil, h.c.Sockets[0]))), " ")
+		for _, part := range tt.says {
+			if !strings.Contains(text, part) {
+				t.Errorf("%s: does not say %q: %s", tt.name, part, text)
+			}
+		}
+		for _, part := range tt.not {
+			if strings.Contains(text, part) {
+				t.Errorf("%s: says %q: %s", tt.name, part, text)
+			}
+		}
+	}
+}
