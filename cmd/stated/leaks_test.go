@@ -206,8 +206,11 @@ func ssSockets(t *testing.T, pid string) (list []string) {
 		}
 		id, _ := strconv.ParseUint(cookie[1], 16, 64)
 		queues := f[1] + " " + f[2]
-		if f[0] == "TIME-WAIT" {
+		switch {
+		case f[0] == "TIME-WAIT":
 			queues = "0 0"
+		case f[0] == "CLOSE-WAIT" && f[1] == "1":
+			queues = "0 " + f[2] // the FIN, which ss counts
 		}
 		slices.Sort(holders)
 		list = append(list, fmt.Sprint(id, " ", ssStates[f[0]], " ", queues, " ", holders))
