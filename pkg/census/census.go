@@ -8,7 +8,6 @@ package census
 
 import (
 	"cmp"
-	"net/netip"
 	"slices"
 
 	"github.com/stated-tcp/stated/pkg/event"
@@ -36,8 +35,9 @@ type Socket struct {
 	event.Sighting
 	Age       Age
 	Role      lifecycle.Role
-	RoleKnown lifecycle.Known // Seen, or Inferred from the listeners that are there
-	Holders   []Holder        // by pid
+	RoleKnown lifecycle.Known // Seen, or Inferred from Evidence
+	Evidence  Evidence
+	Holders   []Holder // by pid
 	// Listeners are those that the connection may have come through, and for one
 	// that was not accepted, in whose queue it waits: several with SO_REUSEPORT.
 	Listeners []*Socket
@@ -176,20 +176,26 @@ func (c *Census) Complete(history History) {
 			listeners[key] = append(listeners[key], s)
 		}
 	}
-	for _, s := range c.Sockets {
-		var conn *lifecycle.Conn
+	conns := make([]*lifecycle.Conn, len(c.Sockets))
+	for i, s := range c.Sockets {
 		if history != nil && s.Socket != 0 {
-			conn = history(s.Socket)
+			conns[i] = history(s.Socket)
 		}
-		if conn != nil {
-			restore(&s.Event, conn)
+		if conns[i] != nil {
+			restore(&s.Event, conns[i])
 		}
 		s.Listeners = match(s, listeners[endpoint{s.Netns, s.Local.Port()}])
-		s.Role, s.RoleKnown = role(s, conn)
+	}
+	roles := newRoles(c.Sockets)
+	for i, s := range c.Sockets {
+		s.Role, s.RoleKnown, s.Evidence = roles.of(s, conns[i])
+	}
+	roles.agree(c.Sockets)
+	for i, s := range c.Sockets {
 		if s.Role != lifecycle.RoleServer && !s.NotAccepted() {
 			s.Listeners = nil
 		}
-		s.Age = age(s, conn)
+		s.Age = age(s, conns[i])
 		if last := max(s.LastReceived, s.LastSent); s.New == event.StateCloseWait && s.Age.Known == lifecycle.Seen && last != 0 {
 			s.Idle = max(s.Time-s.Age.Min-last, 0)
 		}
@@ -231,24 +237,6 @@ func match(s *Socket, listeners []*Socket) []*Socket {
 		return exact
 	}
 	return any
-}
-
-func role(s *Socket, c *lifecycle.Conn) (lifecycle.Role, lifecycle.Known) {
-	switch {
-	case s.New == event.StateListen:
-		return lifecycle.RoleListener, lifecycle.Seen
-	case c != nil && c.Role != lifecycle.RoleUnknown:
-		return c.Role, lifecycle.Seen
-	case s.NotAccepted(), s.New == event.StateSynRecv:
-		return lifecycle.RoleServer, lifecycle.Seen
-	case s.New == event.StateSynSent:
-		return lifecycle.RoleClient, lifecycle.Seen
-	case len(s.Listeners) > 0:
-		return lifecycle.RoleServer, lifecycle.Inferred
-	case s.Peer.Port() == 0 || s.Peer.Addr() == (netip.Addr{}):
-		return lifecycle.RoleUnknown, lifecycle.Seen
-	}
-	return lifecycle.RoleClient, lifecycle.Inferred
 }
 
 // age takes the event that began the state where there is one. Else a bound:

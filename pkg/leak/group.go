@@ -56,8 +56,8 @@ func (f *Finding) Owners() []event.Task {
 	return tasks
 }
 
-// Service is what the connection is for: the peer's address where we called,
-// our port where they did.
+// Service is what the connection is for: our port where they called, else the
+// peer's address.
 func (f *Finding) Service() (lifecycle.Role, netip.AddrPort) {
 	if f.Role == lifecycle.RoleServer {
 		return f.Role, f.Local

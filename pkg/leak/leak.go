@@ -164,11 +164,11 @@ func Judge(s *census.Socket) Finding {
 // bothShut reports whether the connection in CLOSE has ended by FIN both ways,
 // as only shutdown() without close() leaves it: the peer's FIN came, and ours
 // was acknowledged. bytes_acked counts our FIN as one, and a client's SYN;
-// bytes_sent neither (tcp_snd_una_update, tcp_create_openreq_child). A server's
-// socket whose listener is gone passes for a client's, and is called Hidden.
+// bytes_sent neither (tcp_snd_una_update, tcp_create_openreq_child). A socket of
+// which it is not known who called passes for a client's, and is called Hidden.
 func bothShut(s *census.Socket) bool {
 	ours := s.BytesSent - s.BytesResent + 1
-	if s.Role == lifecycle.RoleClient {
+	if s.Role != lifecycle.RoleServer {
 		ours++
 	}
 	return s.Flags.Has(event.FlagDone) && s.Unsent == 0 && s.BytesAcked == ours

@@ -308,3 +308,46 @@ func TestJiffies(t *testing.T) {
 		}
 	}
 }
+
+// TestRoles: who called is found when the listener is gone, by what the kernel
+// counts, whichever port has the larger number.
+func TestRoles(t *testing.T) {
+	for name, in := range map[string]*Inspector{"iterators": openInspector(t), "sock_diag": OpenSockDiag()} {
+		t.Run(name, func(t *testing.T) {
+			inSpace(t, func(s *space) {
+				clients := make(map[netip.AddrPort]bool)
+				for _, end := range []func(c, a int){
+					func(c, a int) {},
+					func(c, a int) { must(unix.Write(c, []byte("hello"))); must(unix.Write(a, make([]byte, 100_000))) },
+					func(c, a int) { s.close(c); wait(a, event.StateCloseWait) },
+					func(c, a int) { check(unix.Shutdown(c, unix.SHUT_WR)); wait(c, event.StateFinWait2) },
+					func(c, a int) { check(unix.Shutdown(a, unix.SHUT_WR)); wait(a, event.StateFinWait2) },
+				} {
+					c, a := s.pair(0)
+					clients[addrOf(must(unix.Getsockname(c)))] = true
+					end(c, a)
+				}
+				now, _ := Now()
+				found, err := agent.Look(in, event.AllStates, now, nil)
+				check(err)
+				n := 0
+				for _, socket := range found.Sockets {
+					if socket.Netns != s.inode || socket.New == event.StateListen {
+						continue
+					}
+					n++
+					want := lifecycle.RoleServer
+					if clients[socket.Local] {
+						want = lifecycle.RoleClient
+					}
+					if socket.Role != want || socket.RoleKnown != lifecycle.Inferred {
+						t.Errorf("%s %s → %s: %s %s, want %s", socket.New, socket.Local, socket.Peer, socket.RoleKnown, socket.Role, want)
+					}
+				}
+				if n != 2*5 {
+					t.Errorf("%d sockets, want 10", n)
+				}
+			})
+		})
+	}
+}

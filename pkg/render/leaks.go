@@ -243,6 +243,8 @@ func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, owners []even
 		b = append(b, ", of several services"...)
 	case role == lifecycle.RoleServer:
 		b = appendInt(append(b, ", came in at port "...), int64(service.Port()))
+	case role == lifecycle.RoleUnknown:
+		b = AppendAddr(append(b, ", with "...), service)
 	default:
 		b = AppendAddr(append(b, ", called "...), service)
 	}

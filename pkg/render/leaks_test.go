@@ -61,17 +61,17 @@ func stuckSockets() *census.Census {
 		s.Unread, s.Flags, s.Inode, s.References = 1, event.FlagDone|event.FlagNoSocket, 0, 0
 	})
 	s = socket(event.StateCloseWait, "[2001:db8:aaaa:bbbb:cccc:dddd:eeee:1111]:65535", "[2001:db8:aaaa:bbbb:cccc:dddd:eeee:2222]:65535",
-		func(s *event.Sighting) { s.References = 3 })
+		func(s *event.Sighting) { s.References, s.BytesAcked = 3, 1 })
 	hold(s, 5, hostile, java)
-	s = socket(event.StateClose, "10.0.0.5:51234", "10.0.0.7:5432", func(s *event.Sighting) { s.Err = 104 })
+	s = socket(event.StateClose, "10.0.0.5:51234", "10.0.0.7:5432", func(s *event.Sighting) { s.Err, s.BytesAcked = 104, 1 })
 	hold(s, 9, java)
-	s = socket(event.StateEstablished, "10.0.0.5:51235", "10.0.0.7:5432", func(*event.Sighting) {})
+	s = socket(event.StateEstablished, "10.0.0.5:51235", "10.0.0.7:5432", func(s *event.Sighting) { s.BytesAcked = 1 })
 	hold(s, 10, java)
 	socket(event.StateTimeWait, "10.0.0.5:51236", "10.0.0.7:5432", func(s *event.Sighting) {
 		s.Flags, s.Inode, s.References, s.LastSegment = event.FlagMini|event.FlagNoSocket, 0, 0, 0
 	})
 	socket(event.StateCloseWait, "10.0.0.5:905", "10.0.0.2:2049", func(s *event.Sighting) { // NFS
-		s.Unread, s.Flags = 1, event.FlagDone|event.FlagKernel
+		s.Unread, s.Flags, s.BytesAcked = 1, event.FlagDone|event.FlagKernel, 1
 	})
 	c.Complete(nil)
 	return c

@@ -161,6 +161,8 @@ func (t *Teller) service(b []byte, s *service) []byte {
 		return append(append(append(b, " on "...), s.addr...), '\n')
 	case s.role == lifecycle.RoleServer:
 		b = append(append(b, ", came in at port "...), s.addr...)
+	case s.role == lifecycle.RoleUnknown:
+		b = append(append(b, ", with "...), s.addr...)
 	default:
 		b = append(append(b, ", called "...), s.addr...)
 	}

@@ -131,22 +131,37 @@ func span(b []byte, a census.Age) []byte {
 }
 
 func (t *Teller) role(s *census.Socket) []byte {
-	inferred := s.RoleKnown == lifecycle.Inferred
 	switch s.Role {
 	case lifecycle.RoleServer:
 		b := strconv.AppendUint([]byte("They called us: it came in at port "), uint64(s.Local.Port()), 10)
-		if inferred {
+		switch s.Evidence {
+		case census.ByPorts:
+			b = append(b, ", as it seems: only the peer's port looks like one that the kernel chose, or other connections have ours, too"...)
+		case census.ByListener:
 			b = append(b, ", as it seems: there is a listener on that port"...)
+		case census.BySYN:
+			b = append(b, ", as it seems: the peer has acknowledged our data only, no SYN of ours"...)
+		case census.ByPeer:
+			b = append(b, ", as it seems: the other end, which is on this host, called"...)
 		}
 		return append(b, '.')
 	case lifecycle.RoleClient:
 		b := render.AppendAddr([]byte("We called "), s.Peer)
-		if inferred {
-			b = append(b, ", as it seems: no listener of this host has the port at our end"...)
+		switch s.Evidence {
+		case census.ByPorts:
+			b = append(b, ", as it seems: only our port looks like one that the kernel chose, or other connections have the peer's, too"...)
+		case census.BySYN:
+			b = append(b, ", as it seems: the peer has acknowledged a SYN of ours"...)
+		case census.ByPeer:
+			b = append(b, ", as it seems: the other end, which is on this host, was called"...)
 		}
 		return append(b, '.')
 	case lifecycle.RoleSimultaneous:
 		return []byte("Both sides called each other at once.")
+	case lifecycle.RoleUnknown:
+		if s.Peer.IsValid() && s.Peer.Port() != 0 {
+			return []byte("Which side called the other is not known.")
+		}
 	}
 	return nil
 }

@@ -54,15 +54,15 @@ func newHost() *host {
 	h := &host{c: census.New(now)}
 	h.socket(event.StateListen, "0.0.0.0:8080", "0.0.0.0:0", func(s *event.Sighting) { s.Unread, s.Unsent, s.LastSegment = 3, 2, 0 }, 3, shop)
 	h.socket(event.StateCloseWait, "10.0.0.5:8080", "10.0.0.9:40001", func(s *event.Sighting) {
-		s.Unread, s.Flags, s.LastReceived, s.BytesReceived, s.BytesSent, s.LastSent = 1, event.FlagDone, now-90e9, 1201, 34e3, now-89e9
+		s.Unread, s.Flags, s.LastReceived, s.BytesReceived, s.BytesSent, s.BytesAcked, s.LastSent = 1, event.FlagDone, now-90e9, 1201, 34e3, 34e3, now-89e9
 	}, 87, shop)
 	h.socket(event.StateCloseWait, "10.0.0.5:8080", "10.0.0.9:40002", func(s *event.Sighting) {
 		s.Unread, s.Flags, s.Inode, s.References, s.BytesReceived = 6, event.FlagDone|event.FlagNoSocket, 0, 0, 6
 	}, -1)
 	h.socket(event.StateCloseWait, "[2001:db8::1]:50000", "[2001:db8::2]:443", func(s *event.Sighting) {
-		s.References, s.Flags, s.LastSegment, s.BytesReceived, s.LastReceived = 3, event.FlagDone, now-2e9, 1, now-200e9
+		s.References, s.Flags, s.LastSegment, s.BytesReceived, s.LastReceived, s.BytesAcked = 3, event.FlagDone, now-2e9, 1, now-200e9, 1
 	}, 5, hostile, shop)
-	h.socket(event.StateClose, "10.0.0.5:51234", "10.0.0.7:5432", func(s *event.Sighting) { s.Err = 104 }, 9, shop)
+	h.socket(event.StateClose, "10.0.0.5:51234", "10.0.0.7:5432", func(s *event.Sighting) { s.Err, s.BytesAcked = 104, 1 }, 9, shop)
 	h.socket(event.StateClose, "0.0.0.0:0", "0.0.0.0:0", func(s *event.Sighting) { s.Opened, s.LastSegment = false, 0 }, 10, shop)
 	h.socket(event.StateEstablished, "10.0.0.5:51235", "10.0.0.7:5432", func(s *event.Sighting) { s.Unsent = 9000 }, 11, shop)
 	h.socket(event.StateFinWait2, "10.0.0.5:8080", "10.0.0.9:40003", func(s *event.Sighting) {
@@ -73,7 +73,7 @@ func newHost() *host {
 	}, -1)
 	h.socket(event.StateSynSent, "10.0.0.5:51236", "10.0.0.8:5432", nil, 12, shop)
 	h.socket(event.StateCloseWait, "10.0.0.5:905", "10.0.0.2:2049", func(s *event.Sighting) {
-		s.Unread, s.Flags, s.References = 1, event.FlagDone|event.FlagKernel, 1
+		s.Unread, s.Flags, s.References, s.BytesAcked = 1, event.FlagDone|event.FlagKernel, 1, 1
 	}, -1)
 	h.c.Complete(func(id event.SocketID) *lifecycle.Conn {
 		if id != 2 {
