@@ -243,7 +243,8 @@ func match(s *Socket, listeners []*Socket) []*Socket {
 // every change of state is made by a segment that comes or goes, so the state
 // began no later than the last one did (in CLOSE none follows, so it began just
 // then), and CLOSE_WAIT no earlier than the last payload came, as nothing comes
-// behind a FIN.
+// behind a FIN. ESTABLISHED began before its payload, whatever came since. The best
+// bound counts.
 func age(s *Socket, c *lifecycle.Conn) (a Age) {
 	now := s.Time
 	a.Known = lifecycle.AtLeast
@@ -275,8 +276,45 @@ func age(s *Socket, c *lifecycle.Conn) (a Age) {
 			a.Known = lifecycle.Inferred
 		}
 	}
+	if at := s.payload(); at != 0 {
+		a.Min = max(a.Min, now-at)
+	}
 	if s.New == event.StateCloseWait && s.LastReceived != 0 {
 		a.Max = max(now-s.LastReceived, a.Min) // jiffies may lag behind
 	}
 	return a
+}
+
+// How much later payload may have come or gone than is told: two ticks of a slow
+// clock, and with sock_diag the time that its answer took.
+const (
+	late        = 20e6
+	lateLimited = 1e9
+)
+
+// payload is when some has certainly come or gone in ESTABLISHED, 0 if that is not
+// known. With Fast Open it may begin a round trip before that.
+func (s *Socket) payload() int64 {
+	if s.New != event.StateEstablished {
+		return 0
+	}
+	at := s.LastReceived
+	if at == 0 || s.LastSent != 0 {
+		at = min(cmp.Or(at, s.LastSent), s.LastSent)
+	}
+	if at == 0 {
+		return 0
+	}
+	at += late + int64(s.SRTT)*1e3
+	if s.Limited {
+		at += lateLimited
+	}
+	return at
+}
+
+// ByPayload reports whether the age follows from payload: other segments came or
+// went since.
+func (s *Socket) ByPayload() bool {
+	at := s.payload()
+	return at != 0 && s.Age.Known == lifecycle.AtLeast && s.Age.Min == s.Time-at
 }

@@ -64,7 +64,9 @@ func newHost() *host {
 	}, 5, hostile, shop)
 	h.socket(event.StateClose, "10.0.0.5:51234", "10.0.0.7:5432", func(s *event.Sighting) { s.Err, s.BytesAcked = 104, 1 }, 9, shop)
 	h.socket(event.StateClose, "0.0.0.0:0", "0.0.0.0:0", func(s *event.Sighting) { s.Opened, s.LastSegment = false, 0 }, 10, shop)
-	h.socket(event.StateEstablished, "10.0.0.5:51235", "10.0.0.7:5432", func(s *event.Sighting) { s.Unsent = 9000 }, 11, shop)
+	h.socket(event.StateEstablished, "10.0.0.5:51235", "10.0.0.7:5432", func(s *event.Sighting) {
+		s.Unsent, s.BytesSent, s.LastSent = 9000, 12e3, now-90e9 // and window probes since
+	}, 11, shop)
 	h.socket(event.StateFinWait2, "10.0.0.5:8080", "10.0.0.9:40003", func(s *event.Sighting) {
 		s.Flags, s.Inode, s.References = event.FlagDead, 0, 0
 	}, -1)
