@@ -106,6 +106,22 @@ static __always_inline void fill_task(struct event *e, bool did)
 		e->flags |= FLAG_TASK;
 }
 
+/*
+ * When the last segment came or went, CLOCK_BOOTTIME, 0 unknown: no change of state
+ * is made without one. tcp_mstamp is CLOCK_MONOTONIC in microseconds
+ * (tcp_mstamp_refresh in net/ipv4/tcp_output.c).
+ */
+static __always_inline __u64 last_segment(struct sock *sk)
+{
+	__u64 segment, mono;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	segment = BPF_CORE_READ((struct tcp_sock *)sk, tcp_mstamp) * 1000;
+	mono = bpf_ktime_get_ns();
+	return segment && segment <= mono ? bpf_ktime_get_boot_ns() - (mono - segment) : 0;
+}
+
 static __noinline int emit_sock(struct sock *sk, struct sock_info *info, __u64 time_ns, __u32 what)
 {
 	struct event *e = reserve();
@@ -125,6 +141,8 @@ static __noinline int emit_sock(struct sock *sk, struct sock_info *info, __u64 t
 			return 0;
 	}
 	fill_task(e, did);
+	if (e->kind == EVENT_SNAPSHOT)
+		e->began_ns = last_segment(sk);
 	fill_info(e, sk, info);
 	e->reset = what >> 24;
 	submit(e);

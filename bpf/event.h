@@ -93,6 +93,7 @@ struct event {
 	__u64 cgroup;	      /* of the socket, 0 unknown */
 	__u64 task_start_ns;  /* of the current thread group, with FLAG_TASK */
 	__u64 owner_start_ns; /* 0 unknown */
+	__u64 began_ns;	      /* EVENT_SNAPSHOT, EVENT_HOLDER: no later than that it came into its state, 0 unknown */
 	__u64 bytes_sent;     /* EVENT_OVERFLOW: SYNs dropped since we watch */
 	__u64 bytes_resent;
 	__u64 bytes_acked;
@@ -128,7 +129,7 @@ struct event {
 	__u8 owner_comm[16];
 };
 
-_Static_assert(sizeof(struct event) == 216, "struct event has a hole, or grew");
+_Static_assert(sizeof(struct event) == 224, "struct event has a hole, or grew");
 
 #define PATH_BYTES 256
 

@@ -306,6 +306,7 @@ type Event struct {
 	Flags Flags
 
 	Time   int64  // nanoseconds since boot (CLOCK_BOOTTIME)
+	Began  int64  // KindSnapshot, KindHolder: no later than that the socket came into New; 0 unknown
 	Seq    uint64 // counts the attempts to emit on this CPU, lost ones included
 	CPU    uint16
 	Socket SocketID

@@ -388,11 +388,15 @@ func (t *Table) snapshot(e *event.Event) *Conn {
 			return nil
 		}
 		c = t.open(e)
-		c.Spans.Add(Span{State: e.New, Known: AtLeast})
-		c.State = e.New
-		if e.New == event.StateListen {
-			c.Role = RoleListener
+		began := min(e.Began, e.Time)
+		switch e.New {
+		case event.StateListen:
+			c.Role, began = RoleListener, 0 // no segment makes one
+		case event.StateSynSent:
+			c.Role = RoleClient
 		}
+		c.Spans.Add(Span{Start: began, State: e.New, Known: AtLeast})
+		c.State = e.New
 		t.touch(c, e.Time)
 		t.learn(c, e)
 		t.observer.Transition(c, e)

@@ -28,7 +28,7 @@ var update = flag.Bool("update", false, "rewrite the expectations in testdata")
 //
 // with flags task, dead, done, nosocket, partial, mini, acked, defer, cookie,
 // own=PID:SOURCE, pid=PID, err=ERRNO, reset=REASON, cause=, local=, peer=, rx=,
-// tx=, unread=, unsent=, count=, netns=, srtt=, retransmits=, old=, state=.
+// tx=, unread=, unsent=, count=, netns=, srtt=, began=, retransmits=, old=, state=.
 // Times are nanoseconds, or seconds with an s behind. Lines max=N and
 // sees_time_wait set options.
 func TestStories(t *testing.T) {
@@ -212,6 +212,8 @@ func parse(t *testing.T, words []string) (e event.Event) {
 			}
 		case "netns":
 			e.Netns = uint32(number(v))
+		case "began":
+			e.Began = number(v)
 		case "srtt":
 			e.SRTT = uint32(number(v))
 		case "retransmits":

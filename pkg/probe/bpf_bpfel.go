@@ -55,6 +55,7 @@ type bpfEvent struct {
 	Cgroup        uint64
 	TaskStartNs   uint64
 	OwnerStartNs  uint64
+	BeganNs       uint64
 	BytesSent     uint64
 	BytesResent   uint64
 	BytesAcked    uint64

@@ -100,6 +100,7 @@ func TestSnapshot(t *testing.T) {
 }
 
 func testSnapshot(s *space, opts Options) {
+	begun, _ := Now()
 	c, a := s.pair(0)
 	check(unix.Shutdown(a, unix.SHUT_WR))
 	wait(c, event.StateCloseWait)
@@ -122,8 +123,8 @@ func testSnapshot(s *space, opts Options) {
 		if conn.State != event.StateCloseWait || conn.Owner.PID != uint32(os.Getpid()) || conn.Owner.Source != event.OwnerHolder {
 			s.t.Errorf("found in %s, owner %d by %s", conn.State, conn.Owner.PID, conn.Owner.Source)
 		}
-		if conn.Spans.At(0).Known != lifecycle.AtLeast {
-			s.t.Errorf("known %s", conn.Spans.At(0).Known)
+		if first := conn.Spans.At(0); first.Known != lifecycle.AtLeast || first.Start < begun || first.Start > conn.FirstEvent {
+			s.t.Errorf("in its state since %d, %s; made after %d and found at %d", first.Start, first.Known, begun, conn.FirstEvent)
 		}
 		if !conn.OwnID && uint64(conn.Socket) != getCookie(c) || conn.OwnID && p.names != nil {
 			s.t.Errorf("socket %x, own number %v; cookie %x", uint64(conn.Socket), conn.OwnID, getCookie(c))

@@ -208,7 +208,7 @@ func (n *names) sighting(shown *event.Sighting, begun, look int64) []event.Event
 	if s.state != e.New && s.changed >= begun {
 		return nil
 	}
-	s.state = e.New
+	s.state, e.Began = e.New, shown.LastSegment
 	n.move(s, tuple{e.Local, e.Peer})
 	e.Socket = s.id
 	if s.id == s.own {

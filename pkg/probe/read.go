@@ -144,7 +144,7 @@ func wire(sample []byte) (*bpfEvent, error) {
 func decode(w *bpfEvent, e *event.Event) {
 	*e = event.Event{
 		Kind: event.Kind(w.Kind), Old: event.State(w.OldState), New: event.State(w.NewState), Flags: event.Flags(w.Flags),
-		Time: int64(w.TimeNs), Seq: w.Seq, CPU: w.Cpu, Socket: event.SocketID(w.Socket), MPTCP: event.SocketID(w.Mptcp),
+		Time: int64(w.TimeNs), Began: int64(w.BeganNs), Seq: w.Seq, CPU: w.Cpu, Socket: event.SocketID(w.Socket), MPTCP: event.SocketID(w.Mptcp),
 		Netns: w.Netns, Protocol: w.Protocol, Family: w.Family,
 		Local: diag.AddrPort(w.Family, &w.Laddr, w.Lport), Peer: diag.AddrPort(w.Family, &w.Raddr, w.Rport),
 		Task: event.Task{PID: w.Pid, Start: int64(w.TaskStartNs), Comm: w.Comm}, TID: w.Tid, UID: w.Uid, Cgroup: w.Cgroup,

@@ -18,6 +18,7 @@ import (
 type line struct {
 	Kind       string   `json:"kind"`
 	Time       int64    `json:"time_ns,omitempty"`
+	Began      int64    `json:"began_ns,omitempty"`
 	Seq        uint64   `json:"seq,omitempty"`
 	CPU        uint16   `json:"cpu,omitempty"`
 	Socket     uint64   `json:"socket,string,omitempty"`
@@ -78,6 +79,7 @@ func appendEvent(b []byte, e *event.Event) []byte {
 	b = append(b, e.Kind.String()...)
 	b = append(b, '"')
 	b = num(b, "time_ns", e.Time)
+	b = num(b, "began_ns", e.Began)
 	b = num(b, "seq", e.Seq)
 	b = num(b, "cpu", e.CPU)
 	b = id(b, "socket", uint64(e.Socket))
@@ -207,7 +209,7 @@ func parseEvent(text []byte, e *event.Event) error {
 	}
 	*e = event.Event{
 		Kind: kind, Old: event.State(l.Old), New: event.State(l.New), Flags: event.Flags(l.Flags),
-		Time: l.Time, Seq: l.Seq, CPU: l.CPU, Socket: event.SocketID(l.Socket), MPTCP: event.SocketID(l.MPTCP),
+		Time: l.Time, Began: l.Began, Seq: l.Seq, CPU: l.CPU, Socket: event.SocketID(l.Socket), MPTCP: event.SocketID(l.MPTCP),
 		Netns: l.Netns, Protocol: l.Protocol, Family: l.Family,
 		Task: event.Task{PID: l.PID, Start: l.TaskStart}, TID: l.TID, UID: l.UID, Cgroup: l.Cgroup,
 		Owner: event.Task{PID: l.OwnerPID, Start: l.OwnerStart}, OwnerSource: event.OwnerSource(l.Source),

@@ -274,6 +274,10 @@ func (r *Writer) jsonTransition(c *lifecycle.Conn, e *event.Event) {
 		b = text(b, "stated.state.duration_known", known.String())
 	} else {
 		b = append(b, `,"stated.snapshot":true`...)
+		if s := c.Spans.Last(); s.Start != 0 && s.Known == lifecycle.AtLeast {
+			b = number(b, "stated.state.duration_ns", e.Time-s.Start)
+			b = text(b, "stated.state.duration_known", s.Known.String())
+		}
 	}
 	b = text(b, "stated.state.cause", cause(c, e))
 	if e.Err != 0 {

@@ -115,6 +115,11 @@ func every(w *Writer) {
 	open := conns()[0]
 	open.End = 0
 	w.StillOpen(open, 30000*ms)
+	found := conns()[0]
+	found.End, found.State = 0, event.StateCloseWait
+	found.Spans = lifecycle.PathOf(lifecycle.Span{Start: 1000 * ms, State: event.StateCloseWait, Known: lifecycle.AtLeast})
+	w.Transition(found, &event.Event{Kind: event.KindSnapshot, Time: 91_000 * ms, Old: event.StateCloseWait, New: event.StateCloseWait})
+	w.StillOpen(found, 92_000*ms)
 	w.Lost(&event.Event{Kind: event.KindLost, Time: 5000 * ms, Count: 17})
 	givenUp := conns()[0]
 	givenUp.State, givenUp.End, givenUp.LastEvent, givenUp.Lingers = event.StateFinWait2, 0, 9000*ms, event.StateNone

@@ -251,6 +251,9 @@ func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
 	case e.Kind != event.KindState:
 		who = append(who, "found in "...)
 		who = append(who, e.New.Name(r.opts.Names)...)
+		if s := c.Spans.Last(); s.Start != 0 && s.Known == lifecycle.AtLeast {
+			who = AppendDuration(append(who, " ≥"...), e.Time-s.Start)
+		}
 	case e.Old == e.New:
 		who = append(who, e.New.Name(r.opts.Names)...)
 		who = append(who, " close() called"...)
