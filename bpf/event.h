@@ -169,11 +169,11 @@ struct inspection {
 	__u64 now_mono_ns;     /* CLOCK_MONOTONIC and jiffies when looked at */
 	__u64 now_jiffies;
 	__u32 last_received; /* jiffies, low half; 0 no data yet */
-	__u32 last_sent;
-	__u32 references; /* to the open file, 0 none */
-	__u16 facts;	  /* enum inspection_fact */
-	__u8 timeouts;	  /* of the retransmission timer in a row, nothing acknowledged since */
-	__u8 probes;	  /* of the peer's window or keep-alives, not answered yet */
+	__u32 last_sent;     /* of a mini socket: when its timer expires */
+	__u32 references;    /* to the open file, 0 none */
+	__u16 facts;	     /* enum inspection_fact */
+	__u8 timeouts;	     /* of the retransmission timer in a row, nothing acknowledged since */
+	__u8 probes;	     /* of the peer's window or keep-alives, not answered yet */
 };
 
 enum inspection_fact {

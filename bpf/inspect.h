@@ -204,8 +204,12 @@ int st_inspect_tcp(struct bpf_iter__tcp *ctx)
 		e->flags = FLAG_MINI | FLAG_NO_SOCKET;
 		inspect_common(e, skc);
 		tw = bpf_skc_to_tcp_timewait_sock(skc);
-		if (tw)
+		if (tw) {
 			e->old_state = e->new_state = tw->tw_sk.tw_substate;
+			i.last_sent = tw->tw_sk.tw_timer.expires;
+			i.now_mono_ns = bpf_ktime_get_ns();
+			i.now_jiffies = bpf_jiffies64();
+		}
 		req = bpf_skc_to_tcp_request_sock(skc);
 		if (req)
 			e->retransmits = req->req.req.num_retrans;

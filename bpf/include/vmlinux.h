@@ -386,10 +386,15 @@ struct bpf_iter__task_file {
 };
 
 /* include/net/inet_timewait_sock.h, request_sock.h */
+struct timer_list {
+	unsigned long expires;
+};
+
 struct inet_timewait_sock {
 	struct sock_common __tw_common;
 	unsigned char tw_substate;
 	__be16 tw_sport;
+	struct timer_list tw_timer;
 };
 
 struct tcp_timewait_sock {

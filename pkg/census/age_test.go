@@ -30,6 +30,10 @@ func TestAge(t *testing.T) {
 		"by sock_diag": {event.StateEstablished, func(s *event.Sighting) {
 			s.Limited, s.LastSent = true, 40e9
 		}, 60e9 - late - lateLimited, true},
+		"timer": {event.StateTimeWait, func(s *event.Sighting) {
+			mini(s)
+			s.Began = 97e9
+		}, 3e9, false},
 		"of the state before": {event.StateCloseWait, times(98e9, 40e9, 40e9), 2e9, false},
 	} {
 		s := look(socket(tt.state, "10.0.0.1:80", "10.0.0.2:40000", tt.change))[0]

@@ -270,6 +270,9 @@ func age(s *Socket, c *lifecycle.Conn) (a Age) {
 	if s.Since != 0 {
 		a.Min = max(a.Min, now-s.Since)
 	}
+	if s.Began != 0 {
+		a.Min = max(a.Min, now-s.Began)
+	}
 	if s.LastSegment != 0 {
 		a.Min = max(a.Min, now-s.LastSegment)
 		if s.New == event.StateClose {

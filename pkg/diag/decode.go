@@ -129,6 +129,8 @@ func (d *decoder) decode(b []byte, s *event.Sighting) error {
 		e.Flags |= event.FlagMini // a request has no tcp_info
 		if timer != timerTimeWait {
 			e.Retransmits = uint32(retransmits) // num_retrans, in inet_req_diag_fill
+		} else if s.New == event.StateTimeWait {
+			e.Began = TimeWaitBegan(d.got, int64(native.Uint32(b[52:]))*1e6+tick)
 		}
 		return nil
 	}
@@ -140,6 +142,10 @@ func (d *decoder) decode(b []byte, s *event.Sighting) error {
 	Numbers(s, info, d.begun, d.got)
 	return nil
 }
+
+// TimeWaitBegan is no earlier than TIME_WAIT began, of which that time is left, in
+// nanoseconds. It lasts TCP_TIMEWAIT_LEN, and begins anew with each FIN of the peer.
+func TimeWaitBegan(now, left int64) int64 { return now - max(60e9-left, 0) }
 
 // infer fills in what follows from the state alone: a FIN brought it there, and
 // close(), not the lack of an accept(), left it without a struct socket. Of a

@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
+	"github.com/stated-tcp/stated/pkg/diag"
 	"github.com/stated-tcp/stated/pkg/event"
 )
 
@@ -248,6 +249,14 @@ func (i *Inspector) decode(w *bpfInspection, s *event.Sighting) {
 	s.Opened = w.Facts&factOpened != 0
 	s.Shut = w.Facts&factShut != 0
 	s.Timeouts, s.Probes = w.Timeouts, w.Probes
+	if s.Flags.Has(event.FlagMini) {
+		s.LastSegment, s.LastReceived, s.LastSent = 0, 0, 0
+		if s.New == event.StateTimeWait && w.LastSent != 0 && i.hz != 0 {
+			left := int64(int32(w.LastSent-uint32(w.NowJiffies))) + 1
+			s.Began = diag.TimeWaitBegan(s.Time, left*(1e9/i.hz))
+		}
+		return
+	}
 	s.LastSegment = int64(w.LastSegmentNs)
 	s.LastReceived = i.stamp(w, w.LastReceived)
 	s.LastSent = i.stamp(w, w.LastSent)

@@ -158,9 +158,9 @@ func checkTimes(t *testing.T, diag, iter *event.Sighting) {
 	for _, of := range []struct {
 		what       string
 		diag, iter int64
-	}{{"received", diag.LastReceived, iter.LastReceived}, {"sent", diag.LastSent, iter.LastSent}} {
+	}{{"last received", diag.LastReceived, iter.LastReceived}, {"last sent", diag.LastSent, iter.LastSent}, {"in TIME_WAIT", diag.Began, iter.Began}} {
 		if (of.diag == 0) != (of.iter == 0) && of.iter != 0 || of.diag != 0 && of.iter != 0 && max(of.diag-of.iter, of.iter-of.diag) > jitter {
-			t.Errorf("%s %s: last %s at %d, iterator %d", diag.New, diag.Local, of.what, of.diag, of.iter)
+			t.Errorf("%s %s: %s at %d, iterator %d", diag.New, diag.Local, of.what, of.diag, of.iter)
 		}
 	}
 	if diag.LastSegment > iter.LastSegment+jitter && iter.LastSegment != 0 {

@@ -105,6 +105,8 @@ func (t *Teller) state(s *census.Socket) []byte {
 		b = append(span(append(b, ", and has been for "...), s.Age), " exactly: the change was seen"...)
 	case s.Age.Known == lifecycle.Inferred:
 		b = append(span(append(b, ", and has been for "...), s.Age), ", as its last segment tells"...)
+	case s.New == event.StateTimeWait:
+		b = append(span(append(b, ", and has been for "...), s.Age), ", by its timer"...)
 	case s.ByPayload():
 		b = append(span(append(b, ", and has been for "...), s.Age), ": data came or went then, as it does in that state"...)
 	default:

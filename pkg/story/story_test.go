@@ -71,7 +71,7 @@ func newHost() *host {
 		s.Flags, s.Inode, s.References = event.FlagDead, 0, 0
 	}, -1)
 	h.socket(event.StateTimeWait, "10.0.0.5:8080", "10.0.0.9:40004", func(s *event.Sighting) {
-		s.Flags, s.Inode, s.References, s.LastSegment = event.FlagMini|event.FlagNoSocket, 0, 0, 0
+		s.Flags, s.Inode, s.References, s.LastSegment, s.Began = event.FlagMini|event.FlagNoSocket, 0, 0, 0, now-3e9
 	}, -1)
 	h.socket(event.StateSynSent, "10.0.0.5:51236", "10.0.0.8:5432", nil, 12, shop)
 	h.socket(event.StateCloseWait, "10.0.0.5:905", "10.0.0.2:2049", func(s *event.Sighting) {
