@@ -34,7 +34,7 @@ static __always_inline void discard_filtered(struct event *e)
 
 	if (n)
 		n->filtered++;
-	bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_discard(e, wakeup()); /* it takes room until it is read over */
 }
 
 /* An event of a full socket that is in (or on its way from old to) a state. */
