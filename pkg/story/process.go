@@ -53,19 +53,35 @@ func (t *Teller) Process(b []byte, task event.Task, sockets []*census.Socket, ex
 		return paragraph(b, []byte("It holds no TCP socket."))
 	}
 	b = t.services(b, sockets)
-	stuck := t.sort(sockets)
+	stuck, troubled := t.sort(sockets)
 	if stuck == 0 {
 		b = paragraph(b, t.calm(sockets))
 	} else {
 		b = paragraph(b, t.stuck(sockets[:stuck]))
 	}
-	notable := sockets[:min(stuck, examples)]
+	if troubled > 0 {
+		text := strconv.AppendInt(nil, int64(troubled), 10)
+		if stuck > 0 {
+			text = append(text, " more"...)
+		}
+		if troubled == 1 {
+			text = append(text, " is"...)
+		} else {
+			text = append(text, " are"...)
+		}
+		b = paragraph(b, append(text, " in trouble: data does not get through, or is not read."...))
+	}
+	notable := sockets[:min(stuck+troubled, examples)]
 	for _, s := range notable {
 		b = t.Socket(b, s)
 	}
-	if more := stuck - len(notable); more > 0 {
+	if more := stuck + troubled - len(notable); more > 0 {
 		text := strconv.AppendInt(append([]byte(nil), "And "...), int64(more), 10)
-		text = strconv.AppendInt(append(text, " more that are stuck: --examples "...), int64(stuck), 10)
+		text = append(text, " more that are stuck"...)
+		if troubled > 0 {
+			text = append(text, " or in trouble"...)
+		}
+		text = strconv.AppendInt(append(text, ": --examples "...), int64(stuck+troubled), 10)
 		b = paragraph(b, append(text, " tells of each."...))
 	}
 	return b
@@ -88,20 +104,24 @@ func (t *Teller) Sockets(b []byte, sockets []*census.Socket, examples int) []byt
 	return b
 }
 
-// sort puts what is stuck first, then what is old, and returns how many are
-// stuck.
-func (t *Teller) sort(sockets []*census.Socket) (stuck int) {
+// sort puts what is stuck first, then what is in trouble, then what is old, and
+// returns how many are stuck, and how many others in trouble.
+func (t *Teller) sort(sockets []*census.Socket) (stuck, troubled int) {
 	ranks := make(map[*census.Socket]int, len(sockets))
 	for _, s := range sockets {
-		if t.Stuck(s) {
-			ranks[s] = -1
+		switch {
+		case t.Stuck(s):
+			ranks[s] = -2
 			stuck++
+		case len(t.troubles(nil, s)) > 0:
+			ranks[s] = -1
+			troubled++
 		}
 	}
 	slices.SortStableFunc(sockets, func(a, b *census.Socket) int {
 		return cmp.Or(ranks[a]-ranks[b], cmp.Compare(b.Age.Min, a.Age.Min), cmp.Compare(a.Inode, b.Inode))
 	})
-	return stuck
+	return stuck, troubled
 }
 
 // services lists how many sockets there are, by state and service.

@@ -66,3 +66,33 @@ func TestTroubles(t *testing.T) {
 		}
 	}
 }
+
+// TestTroubledProcess: what is in trouble comes behind what is stuck, and is no
+// such.
+func TestTroubledProcess(t *testing.T) {
+	h := &host{c: census.New(now)}
+	closed := func(s *event.Sighting) { s.Unsent, s.Shut, s.Probes = 9000, true, 1 }
+	h.socket(event.StateEstablished, "10.0.0.5:8080", "10.0.0.9:40001", nil, 20, shop)
+	h.socket(event.StateEstablished, "10.0.0.5:8080", "10.0.0.9:40002", closed, 21, shop)
+	told := func(examples int) string {
+		h.c.Complete(nil)
+		return strings.Join(strings.Fields(string(teller().Process(nil, shop, h.c.Sockets, examples))), " ")
+	}
+	text := told(2)
+	for _, part := range []string{"None of them is stuck. 1 is in trouble: data does not get through", "10.0.0.9:40002 It is in ESTABLISHED", "window is closed"} {
+		if !strings.Contains(text, part) {
+			t.Errorf("does not say %q: %s", part, text)
+		}
+	}
+	if strings.Contains(text, "40001") {
+		t.Errorf("tells of what is well: %s", text)
+	}
+	h.socket(event.StateEstablished, "10.0.0.5:8080", "10.0.0.9:40003", closed, 22, shop)
+	h.socket(event.StateCloseWait, "10.0.0.5:8080", "10.0.0.9:40004", func(s *event.Sighting) { s.LastSegment = now - 60e9 }, 23, shop)
+	text = told(1)
+	for _, part := range []string{"1 is stuck for", "2 more are in trouble", "10.0.0.9:40004 It is in CLOSE_WAIT", "And 2 more that are stuck or in trouble: --examples 3 tells of each."} {
+		if !strings.Contains(text, part) {
+			t.Errorf("does not say %q: %s", part, text)
+		}
+	}
+}
