@@ -264,12 +264,14 @@ func plain(line string) string {
 	if m == nil {
 		return line
 	}
-	value, want := m[3], goTypes[m[4]]
+	value, want := "it", goTypes[m[4]]
 	switch {
-	case value == "":
-		value = map[string]string{"seq": "a list", "map": "a section"}[m[2]]
-	default:
-		value = strconv.Quote(value)
+	case m[3] != "":
+		value = strconv.Quote(m[3])
+	case m[2] == "seq":
+		value = "a list"
+	case m[2] == "map":
+		value = "a section"
 	}
 	switch {
 	case want != "":
@@ -277,9 +279,6 @@ func plain(line string) string {
 		want = "a list"
 	default:
 		want = "a section"
-	}
-	if value == "" {
-		value = "it"
 	}
 	return m[1] + value + " is not " + want
 }
@@ -330,10 +329,11 @@ func (c *Config) check() error {
 			add("sinks[%d].name: %q is there twice: each has its own place in the spool", i, s.Name)
 		}
 		seen[s.Name] = true
-		if err := s.check(); err != nil {
-			for _, err := range apart(err) {
-				add("sink %s: %w", s.Name, err)
-			}
+		wrong := s.check()
+		for _, err := range wrong {
+			add("sink %s: %w", s.Name, err)
+		}
+		if len(wrong) > 0 {
 			continue
 		}
 		if s.File == nil {
@@ -351,18 +351,9 @@ func (c *Config) check() error {
 	return errors.Join(errs...)
 }
 
-// apart returns the errors that were joined.
-func apart(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return joined.Unwrap()
-	}
-	return []error{err}
-}
-
 // check tells all that is wrong, what the sink itself does not like only where
 // nothing else is.
-func (s *SinkConfig) check() error {
-	var errs []error
+func (s *SinkConfig) check() (errs []error) {
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, r := range s.Records {
 		if !slices.Contains(sink.EventNames, r) {
@@ -388,8 +379,16 @@ func (s *SinkConfig) check() error {
 		add("format: %q is none of json, ecs", s.Format)
 	}
 	if len(errs) > 0 {
-		return errors.Join(errs...)
+		return errs
 	}
+	if err := s.try(); err != nil {
+		return []error{err}
+	}
+	return nil
+}
+
+// try makes the sink and unmakes it.
+func (s *SinkConfig) try() error {
 	if s.File != nil {
 		return checkFile(s.File.Path)
 	}

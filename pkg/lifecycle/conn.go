@@ -185,7 +185,7 @@ type Conn struct {
 	SRTT        uint32 // microseconds, the last that was known
 	Retransmits uint32
 	Unread      uint32 // bytes in the receive queue, without the FIN
-	Unsent      uint32 // bytes not acknowledged, without SYN and FIN; of a listener, the limit of its queue
+	Unsent      uint32 // bytes not acknowledged, without SYN and FIN; of a listener, its backlog
 	Epoch       uint32 // counts the connections of this socket, from 0 (as far as we saw)
 
 	Local Endpoint // from the first event where it is whole

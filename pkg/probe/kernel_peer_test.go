@@ -264,9 +264,7 @@ func TestScripted(t *testing.T) {
 						}
 						if lines != "" {
 							t.Logf("once more: %s\nas the kernel runs no program here:\n%s", wrong, lines)
-							st.failed[i], st.events[i] = nil, nil
-							st.run(t, p, scenarios, i)
-							wrong = st.judge(p, &sc, i)
+							wrong = st.again(t, p, scenarios, i)
 						}
 					}
 					for try := 0; try < 3 && wrong != "" && skipped(t, p) > 0; try++ {
@@ -274,9 +272,7 @@ func TestScripted(t *testing.T) {
 						// does when one is interrupted by, or from 7.0 on preempted
 						// for, another run of it on the same CPU. Once more, alone.
 						t.Logf("%d runs skipped; %s", skipped(t, p), wrong)
-						st.failed[i], st.events[i] = nil, nil
-						st.run(t, p, scenarios, i)
-						wrong = st.judge(p, &sc, i)
+						wrong = st.again(t, p, scenarios, i)
 					}
 					if wrong != "" {
 						t.Error(wrong)
@@ -307,6 +303,14 @@ func (st *stage) run(t *testing.T, p *Probe, scenarios []scripted, which ...int)
 	done := make(chan struct{})
 	go func() { all.Wait(); close(done) }()
 	st.gather(t, p, done)
+}
+
+// again plays scenario i alone, and judges that.
+func (st *stage) again(t *testing.T, p *Probe, scenarios []scripted, i int) (wrong string) {
+	t.Helper()
+	st.failed[i], st.events[i] = nil, nil
+	st.run(t, p, scenarios, i)
+	return st.judge(p, &scenarios[i], i)
 }
 
 // judge makes lifecycles of the events and says what is wrong with them.
