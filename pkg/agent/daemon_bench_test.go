@@ -115,6 +115,7 @@ type traffic struct {
 	left   int
 	time   int64
 	n      uint64 // connections begun
+	spread uint64 // addresses that they come from, 0 one: more are in TIME_WAIT
 	step   int
 	script []event.Event
 }
@@ -149,7 +150,7 @@ func (t *traffic) Read(e *event.Event) error {
 	t.time += 10_000
 	*e = t.script[t.step]
 	e.Time = t.time
-	a := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 5}), 32768+uint16(t.n%28_000))
+	a := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(t.n / 28_000 % max(t.spread, 1)), 5}), 32768+uint16(t.n%28_000))
 	z := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, 5}), 443)
 	if t.step < 5 {
 		e.Socket, e.Local, e.Peer = event.SocketID(2*t.n+1), a, z
