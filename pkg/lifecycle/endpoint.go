@@ -32,6 +32,12 @@ func (p Endpoint) Addr() netip.Addr {
 	return netip.AddrFrom16(p.addr).Unmap()
 }
 
+// Is6 reports whether the address is known, and not IPv4.
+func (p Endpoint) Is6() bool { return p.known && [12]byte(p.addr[:12]) != mapped }
+
+// mapped is how an IPv4 address begins in 16 bytes (RFC 4291, 2.5.5.2).
+var mapped = [12]byte{10: 0xff, 11: 0xff}
+
 // Port returns the port, 0 where it is not known.
 func (p Endpoint) Port() uint16 { return p.port }
 

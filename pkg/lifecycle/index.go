@@ -22,13 +22,19 @@ func keyOf(e *event.Event) lingerKey {
 
 // index finds the lingers by their keys. A map of whole keys would be larger than
 // what it finds, so this is one of hashes; whose hash another has is among the
-// twins.
+// twins. It is asked for the addresses of each new connection, and of most servers
+// nothing lingers, as their clients close first: ports, how many there are at each
+// port of this host, answers that for less than a look into a map of many.
 type index struct {
 	hashes map[uint64]*linger
 	twins  map[lingerKey]*linger
+	ports  []uint32
 }
 
 func (x *index) get(k lingerKey) *linger {
+	if x.ports == nil || x.ports[k.local.port] == 0 {
+		return nil
+	}
 	if l := x.hashes[k.hash()]; l != nil && l.key() == k {
 		return l
 	}
@@ -38,9 +44,10 @@ func (x *index) get(k lingerKey) *linger {
 // put adds l, whose key is not there.
 func (x *index) put(l *linger) {
 	if x.hashes == nil {
-		x.hashes, x.twins = make(map[uint64]*linger), make(map[lingerKey]*linger)
+		x.hashes, x.twins, x.ports = make(map[uint64]*linger), make(map[lingerKey]*linger), make([]uint32, 1<<16)
 	}
 	k := l.key()
+	x.ports[k.local.port]++
 	if h := k.hash(); x.hashes[h] == nil {
 		x.hashes[h] = l
 		return
@@ -51,6 +58,7 @@ func (x *index) put(l *linger) {
 // delete takes out l, which is there.
 func (x *index) delete(l *linger) {
 	k := l.key()
+	x.ports[k.local.port]--
 	if h := k.hash(); x.hashes[h] == l {
 		delete(x.hashes, h)
 		return

@@ -125,10 +125,9 @@ func (r *Resolver) Stats() Stats {
 // returned, marked Gone. Errors are ErrGone and ErrReused, and what reading
 // /proc gave.
 func (r *Resolver) Lookup(t event.Task) (*Process, error) {
-	now := r.opts.Now()
 	r.mu.Lock()
 	e := r.cache.get(t)
-	if e != nil && t.Start != 0 && (e.p.Gone || e.whole || now.Sub(e.read) < r.opts.MaxAge) {
+	if e != nil && t.Start != 0 && (e.p.Gone || e.whole || r.opts.Now().Sub(e.read) < r.opts.MaxAge) {
 		r.stats.Hits++
 		p := e.p.named(t.Comm)
 		r.mu.Unlock()
@@ -139,6 +138,7 @@ func (r *Resolver) Lookup(t event.Task) (*Process, error) {
 		return nil, fmt.Errorf("look up process %d: %w", t.PID, ErrGone)
 	}
 
+	now := r.opts.Now()
 	p, err := r.read(t)
 	r.mu.Lock()
 	defer r.mu.Unlock()

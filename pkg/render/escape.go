@@ -3,6 +3,7 @@
 package render
 
 import (
+	"bytes"
 	"unicode"
 	"unicode/utf8"
 )
@@ -13,6 +14,10 @@ const hexDigits = "0123456789abcdef"
 // a line or reorder text: a process chooses its own name.
 func EscapeText(dst, s []byte) []byte {
 	for len(s) > 0 {
+		if plain := plainPrefix(s); plain > 0 {
+			dst, s = append(dst, s[:plain]...), s[plain:]
+			continue
+		}
 		r, n := utf8.DecodeRune(s)
 		switch {
 		case r == utf8.RuneError && n == 1:
@@ -33,11 +38,31 @@ func EscapeText(dst, s []byte) []byte {
 	return dst
 }
 
+// plainPrefix is how many bytes at the start of s are printable ASCII that stays
+// as it is: nearly all of most names.
+func plainPrefix(s []byte) int {
+	for i, b := range s {
+		if b < ' ' || b > '~' || b == '\\' {
+			return i
+		}
+	}
+	return len(s)
+}
+
 // appendString adds s as a JSON string, made visible like EscapeText's.
 func appendString(dst []byte, s []byte) []byte {
-	dst = append(dst, '"')
 	var buf [64]byte
-	for _, b := range EscapeText(buf[:0], s) {
+	return quote(dst, EscapeText(buf[:0], s))
+}
+
+// quote adds as a JSON string what EscapeText has escaped.
+func quote(dst, escaped []byte) []byte {
+	dst = append(dst, '"')
+	if bytes.IndexByte(escaped, '"') < 0 && bytes.IndexByte(escaped, '\\') < 0 { // nearly always
+		dst = append(dst, escaped...)
+		return append(dst, '"')
+	}
+	for _, b := range escaped {
 		if b == '"' || b == '\\' {
 			dst = append(dst, '\\')
 		}

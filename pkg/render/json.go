@@ -101,7 +101,7 @@ func (r *Writer) about(b []byte, c *lifecycle.Conn) []byte {
 	b = text(b, "network.transport", "tcp")
 	if c.Local.IsValid() {
 		kind := "ipv4"
-		if c.Local.Addr().Is6() {
+		if c.Local.Is6() {
 			kind = "ipv6"
 		}
 		b = text(b, "network.type", kind)
@@ -326,18 +326,6 @@ func (r *Writer) message(b []byte, c *lifecycle.Conn, what func([]byte) []byte) 
 	m = what(append(m, ' '))
 	r.line = m
 	return quote(key(b, "message"), m)
-}
-
-// quote adds as a JSON string what was escaped for a terminal already.
-func quote(b, escaped []byte) []byte {
-	b = append(b, '"')
-	for _, x := range escaped {
-		if x == '"' || x == '\\' {
-			b = append(b, '\\')
-		}
-		b = append(b, x)
-	}
-	return append(b, '"')
 }
 
 func (r *Writer) jsonConn(c *lifecycle.Conn) {

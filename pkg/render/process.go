@@ -41,12 +41,21 @@ func (p *Process) label() string {
 // maxFragments bounds the processes whose part of a record is kept.
 const maxFragments = 4096
 
+// processOf is Options.Processes, asked once for each process of a record: who
+// owned a connection mostly closed it, too.
+func (r *Writer) processOf(t *event.Task) *Process {
+	if r.opts.Processes == nil || t.IsZero() {
+		return nil
+	}
+	if r.asked.seq != r.seq || r.asked.task != *t {
+		r.asked.seq, r.asked.task, r.asked.process = r.seq, *t, r.opts.Processes(*t)
+	}
+	return r.asked.process
+}
+
 // program adds what is known of the process t, as rendered before.
 func (r *Writer) program(b []byte, t *event.Task) []byte {
-	if r.opts.Processes == nil || t.IsZero() {
-		return b
-	}
-	p := r.opts.Processes(*t)
+	p := r.processOf(t)
 	if p == nil {
 		return b
 	}
@@ -63,11 +72,9 @@ func (r *Writer) program(b []byte, t *event.Task) []byte {
 
 // executable adds the path of the program of another process than the owner.
 func (r *Writer) executable(b []byte, prefix string, t *event.Task) []byte {
-	if r.opts.Processes == nil {
-		return b
-	}
-	if p := r.opts.Processes(*t); p != nil && p.Executable != "" {
-		b = appendString(key(b, prefix+"executable.path"), []byte(p.Executable))
+	if p := r.processOf(t); p != nil && p.Executable != "" {
+		b = append(append(b, ',', '"'), prefix...)
+		b = appendString(append(b, `executable.path":`...), []byte(p.Executable))
 	}
 	return b
 }

@@ -86,8 +86,13 @@ type Writer struct {
 	// fragments are the parts of records about processes. They go all at once
 	// when they are too many.
 	fragments map[*Process][]byte
-	column    int // of the line of text being written, and how many it has become
-	lines     int
+	asked     struct { // by processOf, last
+		seq     uint64
+		task    event.Task
+		process *Process
+	}
+	column int // of the line of text being written, and how many it has become
+	lines  int
 }
 
 const bufferSize = 64 << 10
