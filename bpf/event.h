@@ -35,13 +35,14 @@ enum event_flag {
 	FLAG_OWN_ID = 1 << 4,	 /* socket is not a cookie */
 	FLAG_NO_SOCKET = 1 << 5, /* sk_socket == NULL */
 	FLAG_KTHREAD = 1 << 6,
-	FLAG_PARTIAL = 1 << 7, /* classic tracepoint: no numbers */
-	FLAG_FIRST = 1 << 8,   /* not met before */
-	FLAG_MINI = 1 << 9,    /* mini socket */
-	FLAG_ACKED = 1 << 10,  /* request: the third packet has come */
-	FLAG_DEFER = 1 << 11,  /* request: its listener has TCP_DEFER_ACCEPT */
-	FLAG_COOKIE = 1 << 12, /* born of a SYN cookie */
-	FLAG_KERNEL = 1 << 13, /* the kernel's own */
+	FLAG_PARTIAL = 1 << 7,	/* classic tracepoint: no numbers */
+	FLAG_FIRST = 1 << 8,	/* not met before */
+	FLAG_MINI = 1 << 9,	/* mini socket */
+	FLAG_ACKED = 1 << 10,	/* request: the third packet has come */
+	FLAG_DEFER = 1 << 11,	/* request: its listener has TCP_DEFER_ACCEPT */
+	FLAG_COOKIE = 1 << 12,	/* born of a SYN cookie */
+	FLAG_KERNEL = 1 << 13,	/* the kernel's own */
+	FLAG_TW_FULL = 1 << 14, /* the end: there was hardly room for one more in TIME_WAIT, if any */
 };
 
 /* How the owner is known: event.OwnerSource. */

@@ -271,6 +271,32 @@ static __always_inline void read_numbers(struct event *e, struct sock *sk, struc
 }
 
 /*
+ * Whether there was hardly room for one more in TIME_WAIT, if any: inet_twsk_alloc in
+ * net/ipv4/inet_timewait_sock.c makes no more than net.ipv4.tcp_max_tw_buckets, for
+ * which a connection ends as if it had none. It may have counted a few more than there
+ * are now, hence the margin.
+ */
+static __always_inline bool time_wait_full(struct net *net)
+{
+	struct inet_timewait_death_row *row;
+	struct net___pointer *old = (void *)net;
+	__u32 n, most;
+
+	if (bpf_core_field_exists(old->ipv4.tcp_death_row)) {
+		row = BPF_CORE_READ(old, ipv4.tcp_death_row);
+		n = BPF_CORE_READ(row, tw_refcount.refs.counter) - 1;
+		most = BPF_CORE_READ(row, sysctl_max_tw_buckets);
+	} else {
+		most = BPF_CORE_READ(net, ipv4.tcp_death_row.sysctl_max_tw_buckets);
+		if (bpf_core_field_exists(net->ipv4.tcp_death_row.tw_refcount))
+			n = BPF_CORE_READ(net, ipv4.tcp_death_row.tw_refcount.refs.counter) - 1;
+		else
+			n = BPF_CORE_READ((struct net___count *)net, ipv4.tcp_death_row.tw_count.counter);
+	}
+	return n + n / 64 >= most;
+}
+
+/*
  * Everything that can be read at any moment in any context. e->old_state and
  * e->new_state are set before.
  */
@@ -293,6 +319,9 @@ static __always_inline void read_sock(struct event *e, struct sock *sk)
 		e->flags |= FLAG_DONE;
 	if (!socket)
 		e->flags |= FLAG_NO_SOCKET;
+	if (e->new_state == TCP_CLOSE && (e->old_state == TCP_FIN_WAIT2 || e->old_state == TCP_CLOSING) &&
+	    time_wait_full(sk->__sk_common.skc_net.net))
+		e->flags |= FLAG_TW_FULL;
 	read_addrs(e, sk, tp);
 	read_ports(e, sk, tp);
 	if (tp && !is_subflow(tp) && is_kernels(BPF_CORE_READ_BITFIELD(sk, sk_kern_sock), socket, socket ? socket->file : NULL))

@@ -108,8 +108,38 @@ struct ns_common {
 	struct refcount_struct __ns_ref; /* its name since 6.18 */
 };
 
+struct inet_timewait_death_row {
+	struct refcount_struct tw_refcount; /* one more than there are; since 5.17 */
+	int sysctl_max_tw_buckets;
+};
+
+struct inet_timewait_death_row___count {
+	atomic_t tw_count; /* before 5.17 */
+};
+
+struct netns_ipv4 {
+	struct inet_timewait_death_row tcp_death_row;
+};
+
+struct netns_ipv4___pointer { /* 5.17 to 6.0 */
+	struct inet_timewait_death_row *tcp_death_row;
+};
+
 struct net {
 	struct ns_common ns;
+	struct netns_ipv4 ipv4;
+};
+
+struct net___pointer {
+	struct netns_ipv4___pointer ipv4;
+};
+
+struct netns_ipv4___count {
+	struct inet_timewait_death_row___count tcp_death_row;
+};
+
+struct net___count {
+	struct netns_ipv4___count ipv4;
 };
 
 typedef struct {
@@ -239,6 +269,9 @@ struct sock {
 	struct sock_cgroup_data sk_cgrp_data;
 	struct socket *sk_socket;
 	struct socket_wq *sk_wq;
+	struct {
+		int owned;
+	} sk_lock;
 	kuid_t sk_uid;
 	int sk_err;
 	u32 sk_ack_backlog;
@@ -288,6 +321,7 @@ struct tcp_sock {
 	u64 tcp_mstamp;
 	u32 lsndtime;
 	bool is_mptcp;
+	struct request_sock *fastopen_rsk;
 };
 
 struct mptcp_subflow_context {

@@ -134,7 +134,8 @@ var kept = strings.Fields(`
 	stated.state.duration_known stated.state.duration_ns stated.state.known
 	stated.state.previous stated.state.previous_duration_ns stated.state.previous_known
 	stated.subflow.connection.id stated.systemd.unit
-	stated.tcp.retransmits stated.tcp.rx_queue_bytes stated.tcp.srtt_us stated.tcp.tx_queue_bytes`)
+	stated.tcp.retransmits stated.tcp.rx_queue_bytes stated.tcp.srtt_us stated.tcp.tx_queue_bytes
+	stated.time_wait.full`)
 
 // unmapped holds, under their own names, fields that are in no table: those of
 // a stated that is newer than this one.

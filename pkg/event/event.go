@@ -121,20 +121,21 @@ type Flags uint16
 
 // The wire contract with bpf/event.h.
 const (
-	FlagTask     Flags = 1 << iota // Task is the process that caused the event, not a bystander of softirq
-	FlagDead                       // SOCK_DEAD: no descriptor refers to the socket any more
-	FlagDone                       // SOCK_DONE: the peer's FIN has arrived
-	FlagMPTCP                      // a subflow of an MPTCP connection
-	FlagOwnID                      // Socket is not a cookie
-	FlagNoSocket                   // no struct socket: not accepted yet, orphaned, or a subflow
-	FlagKthread                    // Task is a kernel thread
-	FlagPartial                    // from the classic tracepoint: states and tuple, no numbers
-	FlagFirst                      // the kernel side had not met this socket before
-	FlagMini                       // the socket is a mini socket (TIME_WAIT or request), not a full one
-	FlagAcked                      // KindRequestEnd: the third packet of the handshake had come
-	FlagDefer                      // KindRequestEnd: the listener waits for data (TCP_DEFER_ACCEPT)
-	FlagCookie                     // the connection was made of a SYN cookie, without a request
-	FlagKernel                     // the kernel's own socket (NFS, SMC): it has no file, or the kernel made it for itself
+	FlagTask         Flags = 1 << iota // Task is the process that caused the event, not a bystander of softirq
+	FlagDead                           // SOCK_DEAD: no descriptor refers to the socket any more
+	FlagDone                           // SOCK_DONE: the peer's FIN has arrived
+	FlagMPTCP                          // a subflow of an MPTCP connection
+	FlagOwnID                          // Socket is not a cookie
+	FlagNoSocket                       // no struct socket: not accepted yet, orphaned, or a subflow
+	FlagKthread                        // Task is a kernel thread
+	FlagPartial                        // from the classic tracepoint: states and tuple, no numbers
+	FlagFirst                          // the kernel side had not met this socket before
+	FlagMini                           // the socket is a mini socket (TIME_WAIT or request), not a full one
+	FlagAcked                          // KindRequestEnd: the third packet of the handshake had come
+	FlagDefer                          // KindRequestEnd: the listener waits for data (TCP_DEFER_ACCEPT)
+	FlagCookie                         // the connection was made of a SYN cookie, without a request
+	FlagKernel                         // the kernel's own socket (NFS, SMC): it has no file, or the kernel made it for itself
+	FlagTimeWaitFull                   // to CLOSE: as many sockets were in TIME_WAIT as net.ipv4.tcp_max_tw_buckets allows, or nearly
 )
 
 // Has reports whether all of the flags in x are set.

@@ -208,6 +208,10 @@ type Conn struct {
 	LingersKnown Known
 	LingerCause  event.EndCause // of LingerEnd
 
+	// Crowded says that nothing tells whether the connection is in TIME_WAIT: the
+	// kernel makes no more of these than net.ipv4.tcp_max_tw_buckets.
+	Crowded bool
+
 	mini   event.State // of KindTimeWait, at LingerStart, before -> CLOSE
 	closed event.State // in which close() came after shutdown()
 	missed uint8       // snapshots in a row that did not show it

@@ -143,7 +143,14 @@ func (t *Table) linger(c *Conn, e *event.Event) {
 		last.State != event.StateFinWait2 && last.State != event.StateClosing:
 		return
 	case t.opts.SeesTimeWait && (t.lossAt == 0 || t.lossAt < last.Start):
-		return // inet_twsk_alloc found no room: tcp_max_tw_buckets
+		if e.Flags.Has(event.FlagTimeWaitFull) {
+			t.stats.Crowded++
+		}
+		return // inet_twsk_alloc found no room
+	case e.Flags.Has(event.FlagTimeWaitFull):
+		t.stats.Crowded++
+		c.Crowded = true
+		return
 	default:
 		c.Lingers, c.LingersKnown, c.LingerStart = event.StateFinWait2, Inferred, c.End
 		if c.end.Has(event.FlagDone) {

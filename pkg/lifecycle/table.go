@@ -25,6 +25,7 @@ type Stats struct {
 	Lost        uint64 // events that the kernel could not hand over
 	Gaps        uint64 // connections in which an event was seen to be missing
 	Evicted     uint64 // connections given up because the table was full
+	Crowded     uint64 // ended without TIME_WAIT, or maybe without: the kernel had as many as it may
 	Unfollowed  uint64 // ended connections whose TIME_WAIT is not told of: the table of these was full
 	Ignored     uint64 // events of sockets that are in no connection, or without an identity
 	Open        int    // connections in the table that have not ended

@@ -178,6 +178,7 @@ var (
 	tracked      = gauge("tracked_sockets", "Sockets in the table: open, ended with a descriptor that is still open, or lingering.")
 	trackedLimit = gauge("tracked_sockets_limit", "Sockets that the table has room for.")
 	evicted      = counter("tracked_sockets_evicted_total", "Connections given up because the table was full.")
+	crowded      = counter("tcp_time_wait_full_total", "Connections that ended without TIME_WAIT, or maybe without: the kernel had as many as net.ipv4.tcp_max_tw_buckets allows.")
 	unfollowed   = counter("tcp_lingering_unfollowed_total", "Ended connections whose TIME_WAIT or FIN_WAIT2 was not followed because the table of these was full.")
 	lingering    = gauge("tcp_lingering_sockets", "Connections that ended and whose TIME_WAIT or FIN_WAIT2 goes on without a process.")
 	overflows    = counter("tcp_accept_overflows_total", "SYNs dropped because an accept queue was full, where the kernel tells.")
@@ -302,6 +303,7 @@ func (v *view) collect(send func(desc, float64, ...string)) {
 	send(requests, float64(v.stats.Requests))
 	send(untold, float64(v.stats.Untold))
 	send(evicted, float64(v.stats.Evicted))
+	send(crowded, float64(v.stats.Crowded))
 	send(unfollowed, float64(v.stats.Unfollowed))
 	send(gaps, float64(v.stats.Gaps))
 }

@@ -385,6 +385,9 @@ func (r *Writer) jsonConn(c *lifecycle.Conn) {
 	if c.HeldClosed() {
 		b = append(b, `,"stated.descriptor.open":true`...)
 	}
+	if c.Crowded {
+		b = append(b, `,"stated.time_wait.full":true`...)
+	}
 	if !c.Uncounted {
 		b = numbers(b, c)
 	}

@@ -286,6 +286,9 @@ func Summary(w io.Writer, s lifecycle.Stats, filtered bool, slow *Slow) {
 	if s.Unfollowed > 0 {
 		fmt.Fprintf(&b, "; %d ended connections not followed through TIME_WAIT: the table of these was full", s.Unfollowed)
 	}
+	if s.Crowded > 0 {
+		fmt.Fprintf(&b, "; %d connections without TIME_WAIT, or maybe without: there were as many as net.ipv4.tcp_max_tw_buckets allows", s.Crowded)
+	}
 	if n := s.Repaired.Sum(); n > 0 {
 		fmt.Fprintf(&b, "; %d put right by a snapshot", n)
 	}

@@ -77,7 +77,10 @@ func conns() []*lifecycle.Conn {
 	overflown := base()
 	*overflown = *listener
 	overflown.Rare = &lifecycle.Rare{Overflows: 400}
-	all := []*lifecycle.Conn{accepted, seen, overflown, closed, hostile, long, before, gap, killed, listener, waiting}
+	crowded := base()
+	crowded.Initiator, crowded.Crowded = lifecycle.InitiatorLocal, true
+	crowded.Spans = lifecycle.PathOf(lifecycle.Span{Start: 1000 * ms, State: event.StateEstablished}, lifecycle.Span{Start: 3000 * ms, State: event.StateFinWait2})
+	all := []*lifecycle.Conn{accepted, seen, overflown, closed, hostile, long, before, gap, killed, listener, waiting, crowded}
 	for o := range lifecycle.NumOutcomes {
 		c := base()
 		c.Outcome = lifecycle.Outcome(o)

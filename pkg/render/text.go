@@ -175,6 +175,10 @@ func (r *Writer) appendStates(b []byte, c *lifecycle.Conn) []byte {
 			b = append(b, "…"...)
 		}
 	}
+	if c.Crowded {
+		b = append(append(b, step...), event.StateTimeWait.Name(r.opts.Names)...)
+		b = append(b, '?')
+	}
 	if c.Gap {
 		b = append(b, "  GAP: events are missing"...)
 	}
