@@ -81,8 +81,6 @@ static __always_inline int took(struct sock *sk, struct sock_info *info, __u8 so
 	struct event *e;
 	__u64 now;
 
-	if (!info->id && needs_own_id(sk))
-		info->id = own_id();
 	info->owner_source = source;
 	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
 	current_group(&info->owner_start_ns, info->owner_comm);

@@ -70,6 +70,8 @@ static __always_inline void fill_info(struct event *e, struct sock *sk, struct s
 {
 	__u64 key = (__u64)sk;
 
+	if (info && !info->id && needs_own_id(sk))
+		info->id = own_id(); /* its birth was before us, or its entry was made anew */
 	e->socket = id_of(sk, info);
 	if (!info)
 		return;

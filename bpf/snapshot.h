@@ -63,6 +63,7 @@ int st_iter_tcp(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
 	__u64 now = bpf_ktime_get_boot_ns();
+	struct sock_info *info;
 	struct tcp_sock *tp;
 	struct sock *sk;
 	int state;
@@ -80,7 +81,10 @@ int st_iter_tcp(struct bpf_iter__tcp *ctx)
 	state = skc->skc_state;
 	if (state == TCP_LISTEN)
 		flush_overflow(sk, now);
-	return emit_sock(sk, info_of(sk, true), now, WHAT(EVENT_SNAPSHOT, state, state));
+	info = info_of(sk, true);
+	if (info)
+		tell_birth(sk, info);
+	return emit_sock(sk, info, now, WHAT(EVENT_SNAPSHOT, state, state));
 }
 
 /* Every descriptor of a socket: who holds it. Sets the owner of sockets that were there before us. */
@@ -109,8 +113,6 @@ int st_iter_file(struct bpf_iter__task_file *ctx)
 	info = info_of(sk, true);
 	if (!info)
 		return 0;
-	if (!info->id && needs_own_id(sk))
-		info->id = own_id();
 	if (owner_weak(info)) {
 		info->owner_source = sk->__sk_common.skc_state == TCP_LISTEN ? OWNER_LISTEN : OWNER_HOLDER;
 		info->owner_pid = task->tgid;

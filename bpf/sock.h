@@ -151,9 +151,11 @@ static __always_inline bool task_did(struct sock *sk, int old, int new)
 	switch (new) {
 	case TCP_SYN_SENT:
 	case TCP_LISTEN:
-	case TCP_FIN_WAIT1:
 	case TCP_LAST_ACK:
 		return true;
+	case TCP_FIN_WAIT1:
+		/* not in softirq: there a shutdown() of before is made good (tcp_rcv_state_process, SYN_RECV) */
+		return sk->sk_lock.owned;
 	case TCP_CLOSE:
 		if (old == TCP_LISTEN || sk->sk_err == ECONNABORTED)
 			return true;

@@ -82,6 +82,23 @@ static __always_inline void remember_closer(struct sock *sk, struct sock_info *i
 	current_group(&info->owner_start_ns, info->owner_comm);
 }
 
+/*
+ * Whether a child ends that nobody has met: two segments each made one of the same
+ * request, and the other was faster (inet_ehash_nolisten), or there was no route
+ * (tcp_v4_syn_recv_sock). The request lives on, with the same cookie, or has become
+ * the other one. A child of Fast Open is a connection, and one that a RST ended has an
+ * error.
+ */
+static __always_inline bool stillborn(struct sock *sk, struct sock_info *info, int old, int new)
+{
+	struct tcp_sock *tp;
+
+	if (!info->born_ns || old != TCP_SYN_RECV || new != TCP_CLOSE || sk->sk_err)
+		return false;
+	tp = bpf_skc_to_tcp_sock(sk);
+	return tp && !tp->fastopen_rsk;
+}
+
 static __always_inline int set_state(void *ctx, struct sock *sk, struct sock_info *info, int old, int new)
 {
 	__u64 now = bpf_ktime_get_boot_ns();
@@ -91,13 +108,16 @@ static __always_inline int set_state(void *ctx, struct sock *sk, struct sock_inf
 			forget_stack(sk, info); /* of an earlier connection */
 		begin(sk, info, old, new);
 		/*
-		 * Before 6.18 a child has neither its peer nor its own cookie at
-		 * this point (inet_csk_clone_lock): tell it with the next event.
+		 * Told with its next event: it may be stillborn, and before 6.18 has neither
+		 * its peer nor its own cookie at this point (inet_csk_clone_lock).
 		 */
-		if (old == TCP_LISTEN && !sk->__sk_common.skc_dport && sk->sk_protocol == IPPROTO_TCP) {
+		if (old == TCP_LISTEN && new == TCP_SYN_RECV && sk->sk_protocol == IPPROTO_TCP) {
 			info->born_ns = now;
 			return 0;
 		}
+	} else if (stillborn(sk, info, old, new)) {
+		info->born_ns = 0;
+		return 0;
 	} else {
 		remember_closer(sk, info, old, new);
 	}
@@ -178,9 +198,12 @@ int BPF_PROG(st_destroy_sock, struct sock *sk)
 SEC("tp_btf/tcp_receive_reset")
 int BPF_PROG(st_recv_reset, struct sock *sk)
 {
+	struct sock_info *info = info_of(sk, false);
 	int state = sk->__sk_common.skc_state;
 
-	return emit_sock(sk, info_of(sk, false), bpf_ktime_get_boot_ns(), WHAT(EVENT_RESET_RECEIVED, state, state));
+	if (info)
+		tell_birth(sk, info);
+	return emit_sock(sk, info, bpf_ktime_get_boot_ns(), WHAT(EVENT_RESET_RECEIVED, state, state));
 }
 
 static __always_inline __u32 reset_reason(__u64 reason)
@@ -225,6 +248,8 @@ int st_send_reset(__u64 *ctx)
 	info = info_of(sk, false);
 	if (!info && state == TCP_CLOSE)
 		info = info_of_destroyed(sk);
+	if (info)
+		tell_birth(sk, info);
 	return emit_sock(sk, info, bpf_ktime_get_boot_ns(), WHAT(EVENT_RESET_SENT, state, state) | why << 24);
 }
 

@@ -8,7 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
 )
 
 // TestTimeWaitFull: above net.ipv4.tcp_max_tw_buckets a connection has no TIME_WAIT.
@@ -67,4 +70,75 @@ func timeWaits() (n int) {
 		}
 	}
 	panic("no line of TCP in sockstat")
+}
+
+// TestStillborn: the kernel makes a child of a request, has no route for it, and ends
+// it again; the request, of which the child has the cookie, stays and becomes a
+// connection. That one is told, and nothing else.
+func TestStillborn(t *testing.T) {
+	for name, opts := range map[string]Options{"seen": {}, "inferred": {NoTrampolines: true}} {
+		t.Run(name, func(t *testing.T) {
+			p := openTier(t, opts)
+			netns := inSpace(t, func(s *space) {
+				peer := s.tun()
+				l, _ := s.listen(local10(80), 8, 0)
+				peer.send(4000, 80, 1000, 0, flagSYN)
+				seq := peer.synAck()
+				peer.mask(32) // no route to the peer
+				peer.send(4000, 80, 1001, seq+1, flagACK)
+				peer.mask(24)
+				peer.send(4000, 80, 1001, seq+1, flagACK)
+				a := s.accept(l)
+				peer.send(4000, 80, 1001, seq+1, flagACK|flagFIN)
+				readEOF(a)
+				s.close(a)
+				peer.send(4000, 80, 1002, seq+2, flagACK)
+			})
+			got := collect(t, p, netns, 2)
+			compare(t, "ends", got.ends, []string{"server closed peer", "listener listen_ended local"})
+			for i := range got.conns {
+				if c := &got.conns[i]; c.Gap || c.Role == lifecycle.RoleServer && c.State != event.StateClose {
+					t.Errorf("%s %s: gap %v", c.Role, c.State, c.Gap)
+				}
+			}
+		})
+	}
+}
+
+// mask sets the length of the prefix that the other end of the device takes for its
+// neighbourhood.
+func (p *rawPeer) mask(bits int) {
+	fd := must(unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0))
+	defer unix.Close(fd)
+	req := must(unix.NewIfreq("peer"))
+	mask := ^uint32(0) << (32 - bits)
+	check(req.SetInet4Addr([]byte{byte(mask >> 24), byte(mask >> 16), byte(mask >> 8), byte(mask)}))
+	check(unix.IoctlIfreq(fd, unix.SIOCSIFNETMASK, req))
+}
+
+// TestOldWithoutSnapshot: a connection that was there before the probe, and that no
+// snapshot has shown, is known from its next change of state on.
+func TestOldWithoutSnapshot(t *testing.T) {
+	for name, opts := range map[string]Options{"storage": {}, "addresses": {NoStorage: true}} {
+		t.Run(name, func(t *testing.T) {
+			var p *Probe
+			netns := inSpace(t, func(s *space) {
+				c, a := s.pair(0)
+				p = openTier(t, opts)
+				s.close(c)
+				readEOF(a)
+				s.close(a)
+			})
+			got := collect(t, p, netns, 2)
+			n := 0
+			for i := range got.conns {
+				if c := &got.conns[i]; c.Outcome == lifecycle.OutcomeClosed && !c.FromStart && c.Local.IsValid() && c.Peer.IsValid() {
+					n++
+				}
+			}
+			if n != 2 {
+				t.Errorf("%d ends of a connection, want 2; %v", n, got.paths)
+			}
+		})
+	}
 }

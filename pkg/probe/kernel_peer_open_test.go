@@ -245,6 +245,17 @@ var scriptedOpens = []scripted{
 		ends: []string{listenerEnd, "server closed local TIME_WAIT by accept"},
 	},
 	{
+		name: "RST to a child of Fast Open in the queue",
+		run: func(s *script) {
+			l, c := fastOpening(s)
+			c.Send(peer.RST | peer.ACK)
+			s.none(event.StateSynRecv)
+			s.close(l)
+		},
+		want: []string{listener, halfOpen},
+		ends: []string{listenerEnd, "server reset_by_peer peer"},
+	},
+	{
 		name: "RST to a child in the queue",
 		run: func(s *script) {
 			l := s.serve(8)
@@ -326,18 +337,24 @@ func overflown(s *script) (l int, last *peer.Conn, queued []*peer.Conn) {
 	return l, queued[3], queued[:3]
 }
 
-// fastOpen is a connection accepted in SYN_RECV with data of the SYN, without
-// a cookie (TFO_SERVER_COOKIE_NOT_REQD in include/net/tcp.h).
-func fastOpen(s *script) (int, *peer.Conn) {
+// fastOpening is a listener with a connection in its queue that is in SYN_RECV with
+// data of the SYN, without a cookie (TFO_SERVER_COOKIE_NOT_REQD in include/net/tcp.h).
+func fastOpening(s *script) (listening int, c *peer.Conn) {
 	s.sysctl("tcp_fastopen", 0x202)
 	l := s.serve(8)
 	check(unix.SetsockoptInt(l, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, 8))
-	c := s.client()
+	c = s.client()
 	c.Send(peer.SYN, "data")
 	c.Expect(peer.SYN | peer.ACK)
 	if c.Last.Ack != c.Seq {
 		panic("the data of the SYN was not taken")
 	}
+	return l, c
+}
+
+// fastOpen is one that has been accepted.
+func fastOpen(s *script) (int, *peer.Conn) {
+	l, c := fastOpening(s)
 	fd := s.accept(l)
 	wait(fd, event.StateSynRecv)
 	s.close(l)
