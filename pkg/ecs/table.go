@@ -124,7 +124,7 @@ var kept = strings.Fields(`
 	stated.leak.sockets_by_verdict.unknown
 	stated.leak.stack.cut stated.leak.stack.sockets stated.leak.stack.unknown
 	stated.leak.unknown_why stated.leak.unread_bytes
-	stated.listener.overflows stated.listener.queue stated.listener.queue_limit
+	stated.listener.overflows stated.listener.queue stated.listener.queue_full stated.listener.queue_limit
 	stated.mptcp stated.netns.inode stated.process.source stated.reset.reason stated.sample.rate
 	stated.snapshot
 	stated.socket.cookie stated.socket.held_elsewhere stated.socket.holders stated.socket.inode
@@ -134,7 +134,8 @@ var kept = strings.Fields(`
 	stated.state.duration_known stated.state.duration_ns stated.state.known
 	stated.state.previous stated.state.previous_duration_ns stated.state.previous_known
 	stated.subflow.connection.id stated.systemd.unit
-	stated.tcp.retransmits stated.tcp.rx_queue_bytes stated.tcp.srtt_us stated.tcp.tx_queue_bytes
+	stated.tcp.probes stated.tcp.retransmits stated.tcp.rx_queue_age_ns stated.tcp.rx_queue_bytes stated.tcp.srtt_us
+	stated.tcp.timeouts stated.tcp.tx_queue_bytes stated.tcp.window_closed
 	stated.time_wait.full`)
 
 // unmapped holds, under their own names, fields that are in no table: those of

@@ -170,6 +170,7 @@ func (r *Writer) jsonSocketNow(now int64, s *census.Socket, processes func(event
 		b = number(b, "stated.tcp.rx_queue_bytes", int64(unread))
 		b = number(b, "stated.tcp.tx_queue_bytes", int64(s.UnsentPayload()))
 	}
+	b = jsonTroubles(b, s)
 	if s.NotAccepted() {
 		b = append(b, `,"stated.socket.not_accepted":true`...)
 	}
@@ -186,6 +187,30 @@ func (r *Writer) jsonSocketNow(now int64, s *census.Socket, processes func(event
 	r.line = m
 	r.buf = quote(key(b, "message"), m)
 	r.end()
+}
+
+// jsonTroubles adds what tells that data does not get through, or is not read. What
+// of that is too much, or for too long, is for the reader to say.
+func jsonTroubles(b []byte, s *census.Socket) []byte {
+	if s.New == event.StateListen {
+		if waiting, limit := s.Queue(); waiting >= limit {
+			b = append(b, `,"stated.listener.queue_full":true`...)
+		}
+		return b
+	}
+	if unread, _ := s.UnreadPayload(); unread > 0 && s.LastReceived != 0 {
+		b = number(b, "stated.tcp.rx_queue_age_ns", max(s.Time-s.LastReceived, 0))
+	}
+	if s.Shut {
+		b = append(b, `,"stated.tcp.window_closed":true`...)
+	}
+	if s.Timeouts > 0 {
+		b = number(b, "stated.tcp.timeouts", int64(s.Timeouts))
+	}
+	if s.Probes > 0 {
+		b = number(b, "stated.tcp.probes", int64(s.Probes))
+	}
+	return b
 }
 
 // ownerSource is how the process of a socket that was looked at is known.
