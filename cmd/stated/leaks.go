@@ -101,7 +101,7 @@ Exit code 4 when more than --max sockets are leaked (in the second recording),
 	fs.DurationVar(&l.minAge, "min-age", 30*time.Second, "stuck is what stays in its state for this `TIME`")
 	fs.StringVar(&l.by, "by", "process", "group by `WHAT`: process (and service), peer, listener, container, stack, none (each socket)")
 	fs.BoolVar(&l.stacks, "stacks", false, "with --for or --watch, show where in the code the sockets were opened")
-	fs.BoolVar(&l.watch, "watch", false, "report again every 2 seconds, in place on a terminal")
+	fs.BoolVar(&l.watch, "watch", false, "report again every 2 seconds: in place on a terminal, else below a line with the time")
 	fs.BoolVar(&l.compared, "compare", false, "say what became of the leaks of one recording in another")
 	fs.IntVar(&l.max, "max", 0, "exit with 0 when at most `N` sockets are leaked")
 	fs.IntVar(&l.examples, "examples", 5, "show `N` sockets of each group")
@@ -135,7 +135,6 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	out := render.New(cmd.OutOrStdout(), opts)
-	out.SetClock(probe.Now())
 	found, processes := 0, newProcesses(proc.Options{Cmdline: l.out.cmdline}, nil)
 	by, container := groupings[l.by], (func(*leak.Group) string)(nil)
 	if l.by == byContainer {
@@ -152,11 +151,13 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 		}
 		found = len(r.Findings)
 		processes.forget()
-		if l.watch && opts.Color {
-			out.Clear()
+		shown := &render.Leaks{Report: r, Groups: groups, Processes: processes.withDescriptors,
+			Waits: processes.waits, Container: container, Growth: growth, Flow: leaks.Flow, MinAge: int64(l.minAge), Examples: l.examples, Each: l.by == "none", Stacks: l.stacks}
+		out.SetClock(probe.Now()) // it may have been set since the last report
+		if l.watch {
+			out.Again(shown)
 		}
-		out.Leaks(&render.Leaks{Report: r, Groups: groups, Processes: processes.withDescriptors,
-			Waits: processes.waits, Container: container, Growth: growth, Flow: leaks.Flow, MinAge: int64(l.minAge), Examples: l.examples, Each: l.by == "none", Stacks: l.stacks})
+		out.Leaks(shown)
 		return out.Flush()
 	}
 	if l.watch || l.live.span > 0 {

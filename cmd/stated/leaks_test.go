@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -126,6 +127,38 @@ func TestLeaksWatched(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), `"stated.leak.sockets":1,`) || !strings.Contains(out.String(), `"stated.leak.growth_per_hour":0.0`) {
 		t.Error(out.String())
+	}
+}
+
+// TestLeaksAgain: in a file, each look begins with its time.
+func TestLeaksAgain(t *testing.T) {
+	requireRoot(t)
+	cmd := exec.Command(stated, "leaks", "--watch", "--lport", strconv.Itoa(leakInto(t, 1)), "--min-age", "1ms", "--max", "1")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	var times []time.Time
+	for scan := bufio.NewScanner(out); len(times) < 2 && scan.Scan(); {
+		at, isTime := strings.CutPrefix(strings.TrimSuffix(scan.Text(), " --"), "-- looked at ")
+		if !isTime {
+			if len(times) == 0 {
+				t.Fatalf("it begins with %q", scan.Text())
+			}
+			continue
+		}
+		when, err := time.Parse("2006-01-02 15:04:05 -07:00", at)
+		if since := time.Since(when); err != nil || since < 0 || since > time.Minute {
+			t.Errorf("%q: %v ago, %v", at, since, err)
+		}
+		times = append(times, when)
+	}
+	if len(times) < 2 || !times[1].After(times[0]) {
+		t.Errorf("looked at %v", times)
 	}
 }
 

@@ -88,8 +88,18 @@ func (r *Writer) Leaks(l *Leaks) {
 	r.full()
 }
 
-// Clear empties the terminal that the output goes to.
-func (r *Writer) Clear() { r.buf = append(r.buf, "\x1b[H\x1b[2J"...) }
+// Again begins the next of the reports on and on: a terminal is emptied for it, else
+// a line says when it was made. Records say so themselves.
+func (r *Writer) Again(l *Leaks) {
+	switch {
+	case r.opts.Format.records():
+	case r.opts.Color:
+		r.buf = append(r.buf, "\x1b[H\x1b[2J"...)
+	default:
+		at := time.Unix(0, l.Now+r.offset).In(r.opts.Location)
+		r.buf = at.AppendFormat(r.buf, "-- looked at 2006-01-02 15:04:05 -07:00 --\n")
+	}
+}
 
 func (l *Leaks) appendTotal(b []byte) []byte {
 	if len(l.Findings) == 0 {

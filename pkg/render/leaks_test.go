@@ -235,6 +235,28 @@ func TestHalfClosed(t *testing.T) {
 	}
 }
 
+// TestAgain: each of many reports can be told from the one before it, and records
+// stay records.
+func TestAgain(t *testing.T) {
+	const line, clear = "-- looked at 2023-11-14 22:15:00 +00:00 --\n", "\x1b[H\x1b[2J"
+	for _, tt := range []struct {
+		o    Options
+		want string
+	}{
+		{Options{}, line}, {Options{Format: FormatWide}, line}, {Options{Color: true}, clear},
+		{Options{Format: FormatJSON}, ""}, {Options{Format: FormatJSON, Color: true}, ""}, {Options{Format: FormatECS, Color: true}, ""},
+	} {
+		once := render(tt.o, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) })
+		if got := render(tt.o, func(w *Writer) {
+			l := leaksOf(leak.ByProcess, false)
+			w.Again(l)
+			w.Leaks(l)
+		}); got != tt.want+once {
+			t.Errorf("%+v: %s", tt.o, got)
+		}
+	}
+}
+
 // TestRate: enough is shown to count with.
 func TestRate(t *testing.T) {
 	for rate, want := range map[float64]string{
