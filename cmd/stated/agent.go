@@ -121,11 +121,14 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+	if ignored := agent.Ignored(os.Environ()); len(ignored) > 0 {
+		log.Warn("variables of the environment that set nothing are ignored", "names", strings.Join(ignored, ", "))
+	}
 	if f.check {
 		_, err := fmt.Fprintf(cmd.OutOrStdout(), "the configuration is right: %s\n", sinksOf(cfg))
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 	ctx, stop := signal.NotifyContext(context.WithoutCancel(cmd.Context()), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	hup := make(chan os.Signal, 1)

@@ -547,6 +547,7 @@ func TestAgentConfig(t *testing.T) {
 		{"spool: {sync: never}\n", "spool.sync=zz", "", 2, `"zz"`},
 		{"spool: {sync: zz}\n", "spool.sync=1s", "STATED_SPOOL_SYNC=yy", 0, ""},
 		{"", "", "STATED_SPOOL_ON_FULL=explode", 2, "on_full"},
+		{"", "", "STATED_SPOL_DIR=/x", 0, "STATED_SPOL_DIR (STATED_SPOOL_DIR?)"},
 		{"", "spool.nothing=1", "", 2, "unknown key"},
 		{"spool:\n  max_bytes: 1GB\n", "", "", 2, `line 2: "1GB" is not a whole number`},
 		{"", "drain=soon", "", 2, `setting "drain=soon": "soon" is not a time like 10s`},

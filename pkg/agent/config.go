@@ -162,8 +162,9 @@ func LoadConfig(text []byte, environ, settings []string) (*Config, error) {
 		return nil, err
 	}
 	keys := make(map[string]string)
-	for _, key := range scalarKeys(reflect.TypeFor[Config](), "") {
-		keys["STATED_"+strings.ToUpper(strings.ReplaceAll(key, ".", "_"))] = key
+	words, _ := configKeys(reflect.TypeFor[Config](), "")
+	for _, key := range words {
+		keys[variable(key)] = key
 	}
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
@@ -183,22 +184,6 @@ func LoadConfig(text []byte, environ, settings []string) (*Config, error) {
 		}
 	}
 	return c, c.check()
-}
-
-// scalarKeys lists the keys that one word can set.
-func scalarKeys(t reflect.Type, prefix string) (keys []string) {
-	for i := range t.NumField() {
-		f := t.Field(i)
-		name := prefix + f.Tag.Get("yaml")
-		switch f.Type.Kind() {
-		case reflect.Struct:
-			keys = append(keys, scalarKeys(f.Type, name+".")...)
-		case reflect.Slice:
-		default:
-			keys = append(keys, name)
-		}
-	}
-	return keys
 }
 
 func (c *Config) set(key, value string) error {

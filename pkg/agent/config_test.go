@@ -53,7 +53,8 @@ func TestExampleConfig(t *testing.T) {
 	if err := full.check(); err != nil {
 		t.Errorf("%v\n%s", err, whole)
 	}
-	for _, key := range append(scalarKeys(reflect.TypeFor[Config](), ""), scalarKeys(reflect.TypeFor[FilterConfig](), "filter.")...) {
+	words, lists := configKeys(reflect.TypeFor[Config](), "")
+	for _, key := range append(words, lists...) {
 		last := key[strings.LastIndex(key, ".")+1:]
 		if !regexp.MustCompile(`(?m)^ *(- )?` + last + `:`).MatchString(whole) {
 			t.Errorf("%s is not in the example", key)
