@@ -22,9 +22,10 @@ const (
 	ByPeer              // the role of the other end, which is in the census, too
 )
 
-// The ports that the kernel chooses for connect() unless it is told otherwise
-// (net.ipv4.ip_local_port_range).
-const lowestChosen, highestChosen = 32768, 60999
+// usual are the ports that a kernel chooses from for connect() unless it is told
+// otherwise (net.ipv4.ip_local_port_range). It is assumed of namespaces whose range
+// is not known, and besides ours of peers.
+var usual = event.PortRange{Lowest: 32768, Highest: 60999}
 
 // ends are those of a connection, as seen from one of them.
 type ends struct {
@@ -39,14 +40,18 @@ type place struct {
 
 // roles finds the role of each socket.
 type roles struct {
+	ports   map[uint32]event.PortRange // by namespace
 	sockets map[ends]*Socket
 	locals  map[place]int // how many connections our end has
 	peers   map[place]int // how many the peer's
 }
 
 func newRoles(sockets []*Socket) *roles {
-	r := &roles{make(map[ends]*Socket), make(map[place]int), make(map[place]int)}
+	r := &roles{make(map[uint32]event.PortRange), make(map[ends]*Socket), make(map[place]int), make(map[place]int)}
 	for _, s := range sockets {
+		if s.Ports != (event.PortRange{}) {
+			r.ports[s.Netns] = s.Ports // one that only a holder told has none
+		}
 		if at := (ends{s.Netns, s.Local, s.Peer}); s.connected() && r.sockets[at] == nil {
 			r.sockets[at] = s
 			r.locals[place{s.Netns, s.Local}]++
@@ -80,7 +85,7 @@ func (r *roles) of(s *Socket, c *lifecycle.Conn) (lifecycle.Role, lifecycle.Know
 	if len(s.Listeners) > 0 {
 		return lifecycle.RoleServer, lifecycle.Inferred, ByListener
 	}
-	switch n := chosen(s.Peer) - chosen(s.Local) + cmp.Compare(r.locals[place{s.Netns, s.Local}], r.peers[place{s.Netns, s.Peer}]); {
+	switch n := r.chosen(s) + cmp.Compare(r.locals[place{s.Netns, s.Local}], r.peers[place{s.Netns, s.Peer}]); {
 	case n > 0:
 		return lifecycle.RoleServer, lifecycle.Inferred, ByPorts
 	case n < 0:
@@ -89,11 +94,22 @@ func (r *roles) of(s *Socket, c *lifecycle.Conn) (lifecycle.Role, lifecycle.Know
 	return lifecycle.RoleUnknown, lifecycle.Seen, NoEvidence
 }
 
-func chosen(a netip.AddrPort) int {
-	if a.Port() >= lowestChosen && a.Port() <= highestChosen {
-		return 1
+// chosen is 1 where the peer's kernel may have chosen its port and ours did not
+// choose our end's, -1 where it is the other way round. A range that goes beyond the
+// usual one at both sides has the ports of many services in it: there only those
+// that are in both tell something.
+func (r *roles) chosen(s *Socket) (n int) {
+	ours, known := r.ports[s.Netns]
+	if !known || ours.Has(usual.Lowest) && ours.Has(usual.Highest) {
+		ours = usual
 	}
-	return 0
+	if peer := s.Peer.Port(); usual.Has(peer) || ours.Has(peer) {
+		n++
+	}
+	if ours.Has(s.Local.Port()) {
+		n--
+	}
+	return n
 }
 
 // bySYN counts: bytes_acked has one for a client's SYN and one for a FIN,

@@ -4,6 +4,7 @@ package census
 
 import (
 	"net/netip"
+	"strconv"
 	"testing"
 
 	"github.com/stated-tcp/stated/pkg/event"
@@ -85,5 +86,44 @@ func TestRole(t *testing.T) {
 		if other := sockets[len(sockets)-1]; other.Local == s.Peer && other.Role != opposite(s.Role) {
 			t.Errorf("%s: %s at one end, %s at the other", name, s.Role, other.Role)
 		}
+	}
+}
+
+// TestChosen: a port counts as chosen where the namespace's own range has it; the
+// usual range is assumed only where no other is known, and of peers.
+func TestChosen(t *testing.T) {
+	const unknown, client, server = lifecycle.RoleUnknown, lifecycle.RoleClient, lifecycle.RoleServer
+	low, high, wide := event.PortRange{Lowest: 10000, Highest: 20000}, event.PortRange{Lowest: 50000, Highest: 65535}, event.PortRange{Lowest: 1024, Highest: 65535}
+	for _, tt := range []struct {
+		ports       event.PortRange
+		local, peer uint16
+		want        lifecycle.Role
+	}{
+		{event.PortRange{}, 40000, 8080, client}, {event.PortRange{}, 8080, 40000, server}, {event.PortRange{}, 15000, 8080, unknown},
+		{low, 15000, 8080, client}, {low, 8080, 15000, server}, {low, 40000, 8080, unknown}, {low, 8080, 40000, server},
+		{low, 10000, 443, client}, {low, 20000, 443, client}, {low, 9999, 443, unknown}, {low, 20001, 443, unknown},
+		{low, 15000, 16000, unknown}, {low, 15000, 40000, unknown},
+		{high, 65000, 443, client}, {high, 40000, 443, unknown}, {high, 40000, 50500, server},
+		{wide, 8080, 40000, server}, {wide, 40000, 8080, client}, {wide, 9201, 9300, unknown}, {wide, 9201, 443, unknown},
+	} {
+		at := func(host string, port uint16) string { return host + ":" + strconv.Itoa(int(port)) }
+		within := func(s *event.Sighting) { s.Ports = tt.ports }
+		s := look(socket(event.StateEstablished, at("10.0.0.1", tt.local), at("10.0.0.2", tt.peer), within))[0]
+		if s.Role != tt.want {
+			t.Errorf("%v: %d to %d is a %s, want %s", tt.ports, tt.local, tt.peer, s.Role, tt.want)
+		}
+	}
+	// what only a holder told has the range of its namespace, and of no other
+	of := func(netns uint32) func(*event.Sighting) {
+		return func(s *event.Sighting) {
+			if s.Netns = netns; s.Local.Port() == 1 {
+				s.Ports = low
+			}
+		}
+	}
+	sockets := look(socket(event.StateEstablished, "10.0.0.1:1", "10.0.0.2:2", of(1)), socket(event.StateClose, "10.0.0.1:15000", "10.0.0.2:443", of(1)),
+		socket(event.StateClose, "10.0.0.1:15000", "10.0.0.2:443", of(2)))
+	if sockets[1].Role != client || sockets[2].Role != unknown {
+		t.Errorf("%s in its namespace, %s in another", sockets[1].Role, sockets[2].Role)
 	}
 }

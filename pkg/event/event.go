@@ -411,6 +411,9 @@ type Sighting struct {
 	// Probes counts the probes of the window or the keep-alives that were not
 	// answered yet (icsk_probes_out).
 	Probes uint8
+	// Ports are those that the kernel chooses from where a connect() in the
+	// socket's network namespace names none; zero: not known.
+	Ports PortRange
 	// Since is when the socket was seen in its state before, by an earlier look, and
 	// not out of it since: nanoseconds since boot, 0 unknown.
 	Since int64
@@ -422,3 +425,9 @@ type Sighting struct {
 	LastReceived int64
 	LastSent     int64
 }
+
+// PortRange is all ports from one to another, both included.
+type PortRange struct{ Lowest, Highest uint16 }
+
+// Has reports whether a port is in the range.
+func (r PortRange) Has(port uint16) bool { return r.Lowest <= port && port <= r.Highest }

@@ -158,7 +158,13 @@ func (i *Inspector) Sockets(states event.StateSet, each func(*event.Sighting)) e
 		return err
 	}
 	var errs []error
-	i.finder.each(func() error { return i.run(i.tcp, each) }, func(name string, err error) {
+	i.finder.each(func() error {
+		ports := portsHere()
+		return i.run(i.tcp, func(s *event.Sighting) {
+			s.Ports = ports
+			each(s)
+		})
+	}, func(name string, err error) {
 		errs = append(errs, fmt.Errorf("look at the sockets of %s: %w", name, err))
 	})
 	return errors.Join(errs...)

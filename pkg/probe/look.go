@@ -40,10 +40,11 @@ type look struct {
 	listed  map[uint64]bool // namespaces
 	gone    map[uint64]bool // those of which no way in was there any more
 	ways    []netns
-	partial bool // a namespace could not be listed
-	unread  bool // descriptors could not be looked at; one may be the only way into a namespace
-	waited  int  // how often in vain
-	silent  int  // descriptors that did not answer, or were not asked for that
+	ports   event.PortRange // of the namespace that is being listed
+	partial bool            // a namespace could not be listed
+	unread  bool            // descriptors could not be looked at; one may be the only way into a namespace
+	waited  int             // how often in vain
+	silent  int             // descriptors that did not answer, or were not asked for that
 	errs    []error
 }
 
@@ -154,6 +155,7 @@ func (l *look) namespace(ns *netns, states event.StateSet) error {
 		if err := call(l.begin); err != nil {
 			return err
 		}
+		l.ports = portsHere()
 		if err := l.guard.lister.List(uint32(ns.inode), states, l.show); err != nil {
 			return err
 		}
@@ -177,6 +179,7 @@ func (l *look) namespace(ns *netns, states event.StateSet) error {
 
 func (l *look) show(b *diag.Batch) error {
 	for i := range b.Sockets {
+		b.Sockets[i].Ports = l.ports
 		if inode := b.Sockets[i].Inode; inode != 0 {
 			l.shown[inode] = struct{}{}
 		}

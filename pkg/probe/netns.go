@@ -15,6 +15,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/stated-tcp/stated/pkg/event"
 )
 
 // netns is a way into a network namespace.
@@ -262,4 +264,18 @@ func (n *netns) inside(f func() error) error {
 		done <- f()
 	}()
 	return <-done
+}
+
+// portsHere is from where the kernel chooses ports for connect() in the calling
+// thread's network namespace, whose own settings /proc/sys/net shows
+// (net_ctl_header_lookup in net/sysctl_net.c); zero: it does not tell.
+func portsHere() (r event.PortRange) {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return event.PortRange{}
+	}
+	if _, err := fmt.Sscan(string(text), &r.Lowest, &r.Highest); err != nil {
+		return event.PortRange{}
+	}
+	return r
 }
