@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/leak"
+	"github.com/stated-tcp/stated/pkg/lifecycle"
+)
+
+// wrapped adds text on as many lines as it needs, all but the first indented
+// by two more. It must be escaped.
+func (r *Writer) wrapped(indent int, style string, text []byte) {
+	r.buf = append(r.buf, strings.Repeat(" ", indent)...)
+	column := indent
+	for i, word := range bytes.Fields(text) {
+		n := utf8.RuneCount(word)
+		switch {
+		case i == 0:
+		case column+1+n > Width && r.opts.Format == FormatText:
+			r.buf = append(r.buf, '\n')
+			r.buf = append(r.buf, strings.Repeat(" ", indent+2)...)
+			column = indent + 2
+		default:
+			r.buf = append(r.buf, ' ')
+			column++
+		}
+		if style != "" {
+			r.styled(style, word)
+		} else {
+			r.buf = append(r.buf, word...)
+		}
+		column += n
+	}
+	r.buf = append(r.buf, '\n')
+}
+
+// lineOf adds a line of text, cut at the width unless all is asked for.
+func (r *Writer) lineOf(indent int, style string, text []byte) {
+	r.buf = append(r.buf, strings.Repeat(" ", indent)...)
+	if r.opts.Format == FormatText {
+		text = cut(text, Width-indent)
+	}
+	if style == "" {
+		r.buf = append(r.buf, text...)
+	} else {
+		r.styled(style, text)
+	}
+	r.buf = append(r.buf, '\n')
+}
+
+func (r *Writer) textLeak(l *Leaks, g *leak.Group) {
+	owners := l.owners(g)
+	r.wrapped(0, styleBold, r.appendHeadline(r.line[:0], l, g, owners))
+	for _, t := range owners {
+		if text := appendProcess(r.line[:0], l.Processes(t), len(owners) > 1, &t); len(text) > 0 {
+			r.lineOf(2, styleDim, text)
+		}
+	}
+	for v, n := range g.Verdicts {
+		if n > 0 {
+			r.textVerdict(g, leak.Verdict(v), n)
+		}
+	}
+	if f := l.flow(owners); f.In+f.Out > 0 {
+		b := strconv.AppendUint(append(r.line[:0], "while watched, "...), f.In, 10)
+		b = strconv.AppendUint(append(b, " came into CLOSE_WAIT and "...), f.Out, 10)
+		r.lineOf(2, "", append(b, " left it, of this process"...))
+	}
+	if idle := g.CommonIdle(); idle != 0 {
+		b := AppendDuration(append(r.line[:0], "most were closed by the peer after about "...), idle)
+		r.wrapped(2, "", append(b, " of silence: its keep-alive time-out is shorter than ours"...))
+	}
+	r.textFDs(l, g, owners)
+	if l.Stacks {
+		r.textOrigins(g)
+	}
+	shown := min(len(g.Findings), l.Examples)
+	for i := range g.Findings[:shown] {
+		r.textFinding(l, &g.Findings[i], g)
+	}
+	if more := len(g.Findings) - shown; more > 0 {
+		r.lineOf(4, styleDim, append(appendInt(append(r.line[:0], "and "...), int64(more)), " more"...))
+	}
+	r.textAdvice(l, g, owners)
+	r.buf = append(r.buf, '\n')
+}
+
+// appendHeadline says who holds how many of what.
+func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, owners []event.Task) []byte {
+	if l.Container != nil {
+		b = l.appendContainer(b, g, owners)
+	}
+	for i, t := range owners {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = AppendTask(b, &t)
+	}
+	switch f := g.Oldest(); {
+	case len(owners) == 0 && f.Orphan():
+		b = append(b, "no process"...)
+	case len(owners) == 0 && g.Kernel():
+		b = append(b, "the kernel itself (NFS, SMC or the like)"...)
+	case len(owners) == 0:
+		b = append(b, "a process that was not found"...)
+	case g.Verdicts[leak.NotAccepted] == len(g.Findings) && len(owners) > 1:
+		b = append(b, " (one of them)"...)
+	}
+	b = append(b, ": "...)
+	b = appendCounts(b, g, r.opts.Names)
+	role, service := g.Oldest().Service()
+	switch {
+	case l.Container != nil && !sameService(g):
+		b = append(b, ", of several services"...)
+	case role == lifecycle.RoleServer:
+		b = appendInt(append(b, ", came in at port "...), int64(service.Port()))
+	case role == lifecycle.RoleUnknown:
+		b = AppendAddr(append(b, ", with "...), service)
+	default:
+		b = AppendAddr(append(b, ", called "...), service)
+	}
+	b = append(b, ", oldest "...)
+	b = AppendAge(b, g.Oldest().Age)
+	if rate, ok := l.Growth[g.Key]; ok && rate != 0 {
+		b = appendRate(append(b, ", "...), rate)
+	}
+	return b
+}
+
+// appendCounts counts the findings by state; what the kernel calls CLOSE is
+// said in words.
+func appendCounts(b []byte, g *leak.Group, names event.Naming) []byte {
+	first := true
+	for s, n := range g.States {
+		if n == 0 {
+			continue
+		}
+		if !first {
+			b = append(b, " and "...)
+		}
+		first = false
+		b = append(appendInt(b, int64(n)), ' ')
+		if event.State(s) == event.StateClose {
+			b = append(b, "ended but not closed"...)
+		} else {
+			b = append(b, event.State(s).Name(names)...)
+		}
+	}
+	return b
+}
+
+// appendRate says a growth per second in a unit that gives a number of some size.
+func appendRate(b []byte, perSecond float64) []byte {
+	unit := "/s"
+	switch size := max(perSecond, -perSecond); {
+	case size < 1.0/60:
+		perSecond, unit = perSecond*3600, "/h"
+	case size < 1:
+		perSecond, unit = perSecond*60, "/min"
+	}
+	if perSecond > 0 {
+		b = append(b, '+')
+	}
+	digits := 0 // three that matter, as of times
+	for size := max(perSecond, -perSecond); size < 100 && digits < 2; size *= 10 {
+		digits++
+	}
+	b = strconv.AppendFloat(b, perSecond, 'f', digits, 64)
+	if digits > 0 {
+		b = bytes.TrimRight(bytes.TrimRight(b, "0"), ".")
+	}
+	return append(b, unit...)
+}
+
+func appendProcess(b []byte, p Process, named bool, t *event.Task) []byte {
+	start := len(b)
+	if named {
+		b = append(AppendTask(b, t), ": "...)
+		start = len(b)
+	}
+	put := func(label, value string) {
+		if value == "" {
+			return
+		}
+		if len(b) > start {
+			b = append(b, "  "...)
+		}
+		b = EscapeText(append(b, label...), []byte(value))
+	}
+	if p.CommandLine != "" {
+		put("", p.CommandLine)
+	} else {
+		put("", p.Executable)
+	}
+	put("user ", p.User)
+	put("unit ", p.Unit)
+	put("container ", p.label())
+	put("pod ", cmp.Or(p.PodName, p.Pod))
+	if len(b) == start {
+		return b[:0]
+	}
+	return b
+}
+
+func (r *Writer) textVerdict(g *leak.Group, v leak.Verdict, n int) {
+	b := appendInt(r.line[:0], int64(n))
+	b = append(append(b, ' '), v.String()...)
+	why := meaning[v]
+	if v == leak.Unknown {
+		for i := range g.Findings {
+			if g.Findings[i].Verdict == v {
+				why = g.Findings[i].Why
+				break
+			}
+		}
+	}
+	b = append(append(b, ": "...), why...)
+	if v == leak.DataUnread {
+		b = append(AppendBytes(append(b, " ("...), g.Unread), ')')
+	}
+	r.wrapped(2, "", b)
+	if v != leak.NotAccepted {
+		return
+	}
+	for _, s := range g.Oldest().Listeners {
+		b := AppendAddr(append(r.line[:0], "listener "...), s.Local)
+		waiting, limit := s.Queue()
+		b = appendInt(append(b, ": "...), waiting)
+		b = appendInt(append(b, " in its queue of at most "...), limit)
+		if waiting >= limit {
+			b = append(b, ": full, new connections are dropped"...)
+		}
+		r.lineOf(4, "", b)
+	}
+}
+
+// textFDs says how near the processes are to their limits.
+func (r *Writer) textFDs(l *Leaks, g *leak.Group, owners []event.Task) {
+	for _, t := range owners {
+		p := l.Processes(t)
+		if p.FDLimit == 0 || p.FDs == 0 {
+			continue
+		}
+		b := r.line[:0]
+		if len(owners) > 1 {
+			b = append(AppendTask(b, &t), ": "...)
+		}
+		b = append(AppendGrouped(b, p.FDs), " of "...)
+		b = append(AppendGrouped(b, p.FDLimit), " descriptors used"...)
+		style := ""
+		if left, ok := l.Exhaustion(g, p); ok {
+			b = append(AppendDuration(append(b, "; none left in about "...), left), " at this rate"...)
+			style = styleRed
+		}
+		r.lineOf(2, style, b)
+	}
+}
+
+// AppendGrouped adds a number with a comma between thousands.
+func AppendGrouped(b []byte, n int) []byte {
+	text := strconv.Itoa(n)
+	for i := range len(text) {
+		if i > 0 && (len(text)-i)%3 == 0 {
+			b = append(b, ',')
+		}
+		b = append(b, text[i])
+	}
+	return b
+}
+
+// textFinding shows one socket and who waits on it: behind it, or below where
+// there is no room.
+func (r *Writer) textFinding(l *Leaks, f *leak.Finding, g *leak.Group) {
+	b := r.appendFinding(r.line[:0], l, f, g)
+	wait := appendWait(nil, l.waitOn(f.Socket), f.Socket)
+	if len(wait) == 0 || r.opts.Format != FormatText || 4+utf8.RuneCount(b)+utf8.RuneCount(wait) <= Width {
+		r.lineOf(4, "", append(b, wait...))
+		return
+	}
+	r.lineOf(4, "", b)
+	r.lineOf(16, "", wait)
+}
+
+// appendFinding shows what a socket itself tells.
+func (r *Writer) appendFinding(b []byte, l *Leaks, f *leak.Finding, g *leak.Group) []byte {
+	at := len(b)
+	several := l.Container != nil || len(g.Oldest().Owners()) > 1
+	for i := range f.Holders {
+		h := &f.Holders[i]
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		if several {
+			b = append(appendInt(append(b, "pid "...), int64(h.PID)), ' ')
+		}
+		b = appendFDs(append(b, "fd "...), h)
+	}
+	if n := f.Elsewhere(); n > 0 && f.Inode != 0 {
+		if len(b) > at {
+			b = append(b, ", "...)
+		}
+		b = append(appendInt(b, int64(n)), " held elsewhere"...)
+	}
+	if len(f.Holders) == 0 && f.NotAccepted() {
+		b = append(b, "in the queue"...)
+	}
+	b = pad(b, at, 12)
+	b = pad(AppendAge(append(b, "  "...), f.Age), at, 22)
+	b = AppendEnds(append(b, "  "...), f.Socket)
+	if g.Verdicts[f.Verdict] < len(g.Findings) {
+		b = append(append(b, "  "...), f.Verdict.String()...)
+	}
+	if f.Unread > 0 {
+		b = append(AppendBytes(append(b, "  "...), uint64(f.Unread)), " unread"...)
+	}
+	if f.Err != 0 {
+		b = append(append(b, "  "...), ErrnoText(f.Err)...)
+	}
+	if r.opts.Format == FormatWide {
+		b = appendSocketIDs(b, f.Socket)
+	}
+	return b
+}
+
+// pad fills up with blanks to a width that counts from at.
+func pad(b []byte, at, width int) []byte {
+	for n := utf8.RuneCount(b[at:]); n < width; n++ {
+		b = append(b, ' ')
+	}
+	return b
+}
+
+// textAdvice says what to look for and how to get rid of the sockets. stated
+// does none of it.
+func (r *Writer) textAdvice(l *Leaks, g *leak.Group, owners []event.Task) {
+	worst := worstVerdict(g)
+	if advice[worst] == "" || len(owners) == 0 {
+		return
+	}
+	of := slices.IndexFunc(g.Findings, func(f leak.Finding) bool { return f.Verdict == worst })
+	r.wrapped(2, "", append(append(r.line[:0], "next: "...), Advice(&g.Findings[of])...))
+	pid := int64(owners[0].PID)
+	b := appendInt(append(r.line[:0], "threads: gdb -p "...), pid)
+	r.lineOf(8, styleDim, append(b, " -batch -ex 'thread apply all bt'"...))
+	if unit := l.Processes(owners[0]).Unit; unit != "" && safeWord(unit) {
+		r.lineOf(8, styleDim, append(append(r.line[:0], "restart: systemctl restart "...), unit...))
+	}
+	at := slices.IndexFunc(g.Findings, func(f leak.Finding) bool { return len(f.Holders) > 0 && !f.HalfClosed() })
+	if at < 0 {
+		return
+	}
+	f := &g.Findings[at]
+	h := f.Holders[0]
+	b = appendInt(append(r.line[:0], "close one from outside: gdb -p "...), int64(h.PID))
+	b = appendInt(append(b, " -batch -ex 'call (int)close("...), int64(h.FDs[0]))
+	r.lineOf(8, styleDim, append(b, ")'"...))
+	if f.New != event.StateClose {
+		r.lineOf(8, styleDim, append(r.line[:0], "ss -K ends the connection, but the descriptor stays open: it only hides the leak"...))
+	}
+}
+
+// safeWord reports whether s can stand in a command that a person copies.
+func safeWord(s string) bool {
+	return !bytes.ContainsFunc([]byte(s), func(c rune) bool {
+		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_.@:", c))
+	})
+}
