@@ -208,11 +208,17 @@ func (c *Conn) concludeClose(last event.State) {
 	case event.StateSynRecv, event.StateEstablished, event.StateCloseWait:
 		c.concludeAbort(last)
 		return
-	case event.StateLastAck:
-		c.Outcome = OutcomeClosed
-	case event.StateFinWait2, event.StateClosing:
+	case event.StateFinWait2:
 		if c.resetOut {
 			c.abortClosed()
+			return
+		}
+		c.Outcome = OutcomeClosed
+	case event.StateLastAck, event.StateClosing:
+		// our FIN may not have been acknowledged, or sent: close() sends a RST for
+		// unread data in any state, and tcp_disconnect for a FIN that waits
+		if c.resetOut {
+			c.abort()
 			return
 		}
 		c.Outcome = OutcomeClosed

@@ -75,6 +75,50 @@ var scriptedCloses = []scripted{
 		ends: []string{listenerEnd, "server reset_unread_data peer by accept"},
 	},
 	{
+		name: "close in LAST_ACK with data never read",
+		run: func(s *script) {
+			fd, c := s.connected()
+			c.Send(peer.FIN|peer.PSH|peer.ACK, "last words")
+			c.ExpectAck()
+			shut(fd)
+			c.Expect(peer.FIN | peer.ACK)
+			s.close(fd)
+			c.Expect(peer.RST | peer.ACK)
+		},
+		want: []string{client + passive},
+		ends: []string{"client reset_unread_data peer by connect"},
+	},
+	{
+		name: "SO_LINGER 0 in LAST_ACK with data not sent",
+		run: func(s *script) {
+			fd, c := s.connected()
+			c.Window = 0
+			c.Send(peer.FIN | peer.ACK)
+			c.ExpectAck()
+			must(unix.Write(fd, []byte("data")))
+			shut(fd)
+			linger0(fd)
+			s.close(fd)
+			c.Expect(peer.RST | peer.ACK)
+		},
+		want: []string{client + passive},
+		ends: []string{"client reset_linger peer by connect"},
+	},
+	{
+		name: "close in CLOSING with data never read",
+		run: func(s *script) {
+			fd, c := s.connected()
+			c.Send(peer.PSH|peer.ACK, "last words")
+			c.ExpectAck()
+			closing(c, func() { shut(fd) })
+			wait(fd, event.StateClosing)
+			s.close(fd)
+			c.Expect(peer.RST | peer.ACK)
+		},
+		want: []string{client + "ESTABLISHED>FIN_WAIT1 FIN_WAIT1>CLOSING CLOSING>CLOSE"},
+		ends: []string{"client reset_unread_data simultaneous by connect"},
+	},
+	{
 		name: "simultaneous close with the descriptor open",
 		run: func(s *script) {
 			fd, c := s.connected()
