@@ -145,7 +145,7 @@ var whys = [...]string{
 	WhyRequestNotShown: "a snapshot found it gone; what ended it was not seen",
 	WhyNoReset:         "the socket has a reset error, but no RST was seen",
 	WhyNoErrors:        "the classic tracepoint does not tell errors",
-	WhyNoReason:        "it ended without an error, a FIN or a RST that we saw",
+	WhyNoReason:        "it ended without a timeout, a FIN or a RST that we saw",
 	WhyDeferred:        "its listener waits for data (TCP_DEFER_ACCEPT), and none came",
 	WhyNetns:           "its network namespace went",
 	WhyListener:        "its listener was closed",
@@ -229,7 +229,7 @@ type Conn struct {
 	// classic tracepoint): bytes and the like are older, from a snapshot, or zero.
 	Uncounted bool
 
-	synTaken bool // a sequence number was taken, or more, and not acknowledged
+	unacked  bool // a sequence number was taken, or more, and not acknowledged
 	halfOpen bool // a request, no full socket yet
 	resetIn  bool
 	resetOut bool // a RST was sent behind the end

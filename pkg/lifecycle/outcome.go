@@ -56,7 +56,7 @@ func (c *Conn) learn(e *event.Event) {
 		c.Cookie = true
 	}
 	c.BytesSent = e.BytesSent - min(e.BytesSent, e.BytesResent)
-	c.BytesReceived, c.synTaken = e.BytesReceived, e.Unsent > 0
+	c.BytesReceived, c.unacked = e.BytesReceived, e.Unsent > 0
 	if e.Flags.Has(event.FlagDone) {
 		c.BytesReceived -= min(c.BytesReceived, 1)
 	}
@@ -153,20 +153,46 @@ func (c *Conn) conclude(noResets bool) {
 	case c.resetIn || noResets && (errno == syscall.ECONNRESET || errno == syscall.EPIPE):
 		c.Outcome = OutcomeResetByPeer
 		c.began(InitiatorPeer)
-	case c.Reset == event.ResetKeepalive || errno == syscall.ETIMEDOUT && c.resetPre:
+	case c.Reset == event.ResetKeepalive || c.resetPre && byTimer(errno):
 		// before 6.10 the reason is not told, but no other timer sends a RST
 		c.Outcome = OutcomeResetKeepalive
 		c.began(InitiatorLocal)
 	case errno == syscall.ECONNRESET || errno == syscall.EPIPE:
 		c.Why = WhyNoReset
-	case errno != 0:
-		// ETIMEDOUT, or the ICMP error that came while retrying (tcp_write_err)
+	case c.resetOut:
+		c.concludeClose(last)
+	case byTimer(errno) && (errno == syscall.ETIMEDOUT || !c.finAcked(last)):
 		c.Outcome = OutcomeTimedOut
-	case c.Protocol == event.ProtoMPTCP:
+	case errno == 0 && c.Protocol == event.ProtoMPTCP:
 		c.Outcome = OutcomeClosed // its subflows tell more
 	default:
 		c.concludeClose(last)
 	}
+}
+
+// byTimer reports whether a timer may have left this error behind (tcp_write_err):
+// ETIMEDOUT, or the soft error that came while retrying, of ICMP or of routing. With
+// IP_RECVERR an ICMP error is there, too, and ends nothing (tcp_v4_err). EBADMSG is
+// of kTLS, which closes nothing (tls_err_abort), or of an MPTCP subflow that is
+// reset (subflow_check_data_avail).
+func byTimer(errno syscall.Errno) bool {
+	switch errno {
+	case 0, syscall.ECONNRESET, syscall.EPIPE, syscall.EBADMSG:
+		return false
+	}
+	return true
+}
+
+// finAcked reports whether the peer had acknowledged our FIN: nothing is sent again
+// then, and no timer waits for an answer but keep-alive, which sends a RST.
+func (c *Conn) finAcked(last event.State) bool {
+	switch last {
+	case event.StateFinWait2:
+		return true
+	case event.StateClosing, event.StateLastAck:
+		return !c.unacked
+	}
+	return false
 }
 
 func (c *Conn) concludePartial(last event.State) {
@@ -191,7 +217,7 @@ func (c *Conn) concludeConnect(errno syscall.Errno, noResets bool) {
 		c.Outcome = OutcomeConnectTimeout
 	case errno != 0:
 		c.Outcome = OutcomeUnreachable // an ICMP error, tcp_v4_err
-	case c.Local.Port() == 0 || !c.synTaken:
+	case c.Local.Port() == 0 || !c.unacked:
 		// inet_hash_connect found none, or the tuple in use: tcp_v4_connect and
 		// tcp_v6_connect choose a sequence number after that, which a SYN takes
 		c.Outcome = OutcomeNoLocalPort
@@ -202,7 +228,7 @@ func (c *Conn) concludeConnect(errno syscall.Errno, noResets bool) {
 	}
 }
 
-// concludeClose is about an end without an error on the socket.
+// concludeClose is about an end that no error on the socket explains.
 func (c *Conn) concludeClose(last event.State) {
 	switch last {
 	case event.StateSynRecv, event.StateEstablished, event.StateCloseWait:

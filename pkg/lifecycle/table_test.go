@@ -233,7 +233,7 @@ func parse(t *testing.T, words []string) (e event.Event) {
 			e.Task.PID = uint32(number(v))
 		case "err":
 			e.Err = uint16(map[string]syscall.Errno{"refused": syscall.ECONNREFUSED, "reset": syscall.ECONNRESET, "pipe": syscall.EPIPE,
-				"timeout": syscall.ETIMEDOUT, "unreach": syscall.EHOSTUNREACH, "aborted": syscall.ECONNABORTED}[v])
+				"timeout": syscall.ETIMEDOUT, "unreach": syscall.EHOSTUNREACH, "aborted": syscall.ECONNABORTED, "badmsg": syscall.EBADMSG}[v])
 			if e.Err == 0 {
 				t.Fatalf("no error %q", v)
 			}

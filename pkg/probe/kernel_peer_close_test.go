@@ -16,6 +16,20 @@ func (s *script) closed(fd int, c *peer.Conn) {
 	c.Send(peer.ACK)
 }
 
+// unreachable is a client with the error of an ICMP message on its socket, which
+// ended nothing: the data arrived after all.
+func (s *script) unreachable() (int, *peer.Conn) {
+	fd, c := s.connected(option(unix.IPPROTO_IP, unix.IP_RECVERR, 1))
+	must(unix.Write(fd, []byte("data")))
+	c.Expect(peer.PSH | peer.ACK)
+	c.Unreachable(1)
+	if must(unix.Poll([]unix.PollFd{{Fd: int32(fd)}}, 20_000)) != 1 {
+		panic("no error on the socket")
+	}
+	c.Send(peer.ACK)
+	return fd, c
+}
+
 // scriptedCloses: what happens once somebody has closed.
 var scriptedCloses = []scripted{
 	{
@@ -117,6 +131,47 @@ var scriptedCloses = []scripted{
 		},
 		want: []string{client + "ESTABLISHED>FIN_WAIT1 FIN_WAIT1>CLOSING CLOSING>CLOSE"},
 		ends: []string{"client reset_unread_data simultaneous by connect"},
+	},
+	{
+		name: "closed well after an ICMP error",
+		run: func(s *script) {
+			fd, c := s.unreachable()
+			s.closed(fd, c)
+		},
+		want: []string{client + active},
+		ends: []string{"client closed local FIN_WAIT2 by connect"},
+	},
+	{
+		name: "closed by the peer after an ICMP error",
+		run: func(s *script) {
+			fd, c := s.unreachable()
+			c.Send(peer.FIN | peer.ACK)
+			c.ExpectAck()
+			s.closed(fd, c)
+		},
+		want: []string{client + passive},
+		ends: []string{"client closed peer by connect"},
+	},
+	{
+		name: "simultaneous close after an ICMP error",
+		run: func(s *script) {
+			fd, c := s.unreachable()
+			closing(c, func() { s.close(fd) })
+			c.Send(peer.ACK)
+		},
+		want: []string{client + "ESTABLISHED>FIN_WAIT1 FIN_WAIT1>CLOSING CLOSING>CLOSE"},
+		ends: []string{"client closed simultaneous TIME_WAIT by connect"},
+	},
+	{
+		name: "reset by SO_LINGER 0 after an ICMP error",
+		run: func(s *script) {
+			fd, c := s.unreachable()
+			linger0(fd)
+			s.close(fd)
+			c.Expect(peer.RST | peer.ACK)
+		},
+		want: []string{client + toClose},
+		ends: []string{"client reset_linger local by connect"},
 	},
 	{
 		name: "simultaneous close with the descriptor open",

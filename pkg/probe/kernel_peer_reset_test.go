@@ -256,6 +256,21 @@ var scriptedResets = []scripted{
 		ends: []string{"client timed_out peer by connect"},
 	},
 	{
+		name: "retransmissions run out in LAST_ACK after ICMP",
+		run: func(s *script) {
+			s.retries()
+			fd, c := s.connected()
+			c.Send(peer.FIN | peer.ACK)
+			c.ExpectAck()
+			s.close(fd)
+			c.Expect(peer.FIN | peer.ACK)
+			c.Unreachable(1)
+			s.none(event.StateLastAck)
+		},
+		want: []string{client + passive},
+		ends: []string{"client timed_out peer by connect"},
+	},
+	{
 		name: "keep-alive not answered",
 		run: func(s *script) {
 			fd, c := s.connected(option(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1), option(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1),
