@@ -114,8 +114,8 @@ func (c *Conn) judge(e *event.Event) {
 }
 
 // weighReset decides what a RST that was sent before a change of state has to
-// do with it. Keep-alive and SOCK_DESTROY send theirs right before the end; any
-// other answers a segment that was wrong (tcp_rcv_synsent_state_process), and
+// do with it. Timers and SOCK_DESTROY send theirs right before the end; any other
+// answers a segment that was wrong (tcp_rcv_synsent_state_process), and
 // the connection goes on.
 func (c *Conn) weighReset(to event.State, at int64) {
 	if c.resetPre && (to != event.StateClose || at > c.Rare.resetUntil) {
@@ -146,6 +146,9 @@ func (c *Conn) conclude(noResets bool) {
 		c.began(InitiatorLocal)
 	case last == event.StateSynSent:
 		c.concludeConnect(errno, noResets)
+	case c.orphanReset(last):
+		c.Outcome = OutcomeResetProtocol
+		c.began(InitiatorLocal)
 	case c.resetIn && c.resetOut || c.Reset == event.ResetAbortOnData:
 		// tcp_rcv_state_process calls tcp_reset() for data after our close, too
 		c.Outcome = OutcomeResetDataAfterClose
@@ -168,6 +171,27 @@ func (c *Conn) conclude(noResets bool) {
 	default:
 		c.concludeClose(last)
 	}
+}
+
+// orphanReset reports whether the kernel got rid of a socket that no process has: out
+// of memory, or more than tcp_max_orphans, at a timer (tcp_out_of_resources) or at
+// close() itself (__tcp_close), or in FIN_WAIT2 for too long (tcp_keepalive_timer).
+// Before 6.10 no reason is told, but while a FIN waits there is no keep-alive, and
+// what else close() sends a RST for it does before SOCK_DEAD.
+func (c *Conn) orphanReset(last event.State) bool {
+	if c.Reset == event.ResetAbortOnMemory {
+		return true
+	}
+	if !c.end.Has(event.FlagDead) {
+		return false
+	}
+	switch last {
+	case event.StateFinWait1, event.StateClosing, event.StateLastAck:
+		return c.resetPre || c.resetOut && !c.resetIn && c.Reset == event.ResetUnknown
+	case event.StateFinWait2:
+		return c.resetPre
+	}
+	return false
 }
 
 // byTimer reports whether a timer may have left this error behind (tcp_write_err):

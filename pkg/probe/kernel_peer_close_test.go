@@ -310,6 +310,18 @@ var scriptedCloses = []scripted{
 		ends: []string{"client closed local TIME_WAIT by connect"},
 	},
 	{
+		name: "long FIN_WAIT2 of nobody, and its time is cut short",
+		run: func(s *script) {
+			s.sysctl("tcp_fin_timeout", 62)
+			fd, c := s.connected()
+			s.closed(fd, c)
+			s.sysctl("tcp_fin_timeout", 30)
+			c.Expect(peer.RST | peer.ACK)
+		},
+		want: []string{client + active},
+		ends: []string{"client reset_protocol local by connect"},
+	},
+	{
 		name: "TCP_LINGER2 below zero in FIN_WAIT2",
 		run: func(s *script) {
 			fd, c := s.connected(option(unix.IPPROTO_TCP, unix.TCP_LINGER2, -1))

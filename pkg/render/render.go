@@ -236,6 +236,9 @@ func appendOutcome(b []byte, c *lifecycle.Conn) []byte {
 	if c.Outcome == lifecycle.OutcomeNoLocalPort && c.Local.Port() != 0 {
 		return append(b, "no SYN sent: addresses in use?"...) // or a route that depends on the port
 	}
+	if c.Outcome == lifecycle.OutcomeResetProtocol && c.Reset == event.ResetAbortOnMemory {
+		return append(b, "reset by us: too many orphans, or no memory"...) // tcp_check_oom
+	}
 	b = append(b, phrases[c.Outcome]...)
 	switch c.Outcome {
 	case lifecycle.OutcomeKilled:

@@ -277,3 +277,10 @@ func BenchmarkFinishedJSON(b *testing.B) {
 func BenchmarkFinishedText(b *testing.B) {
 	benchmark(b, Options{}, func(w *Writer, c *lifecycle.Conn, e *event.Event) { w.Finished(c) })
 }
+
+func TestOrphanReset(t *testing.T) {
+	c := &lifecycle.Conn{Outcome: lifecycle.OutcomeResetProtocol, Reset: event.ResetAbortOnMemory}
+	if got := string(appendOutcome(nil, c)); got != "reset by us: too many orphans, or no memory" {
+		t.Error(got)
+	}
+}
