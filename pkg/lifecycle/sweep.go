@@ -24,6 +24,83 @@ const missedEnough = 2
 // which a socket is not hashed (tcp_v4_connect in net/ipv4/tcp_ipv4.c).
 const connecting = 1e9
 
+// snapshot takes over what one shows of a socket, and returns its connection.
+func (t *Table) snapshot(e *event.Event) *Conn {
+	if e.Flags.Has(event.FlagMini) && e.New != event.StateNewSynRecv {
+		t.foundLingering(e)
+		return nil
+	}
+	if e.Socket == 0 {
+		t.stats.Ignored++
+		return nil
+	}
+	c := t.conns[e.Socket]
+	switch {
+	case c == nil && e.New == event.StateNewSynRecv:
+		return t.halfOpen(e, AtLeast)
+	case c == nil && e.New == event.StateClose:
+		t.stats.Ignored++ // a socket that was never connected, or ended before us
+		return nil
+	case c == nil:
+		c = t.open(e)
+		c.Spans.Add(foundIn(e))
+		return t.found(c, e)
+	case c.held && aliveAgain(c, e):
+		in := foundIn(e)
+		if in.Start != 0 && in.Start <= c.End {
+			in.Start = e.Time // that was what ended
+		}
+		t.stats.Repaired.Moved++
+		return t.found(t.bornUntold(c, e, in), e)
+	}
+	t.touch(c, e.Time)
+	if c.End != 0 || e.Flags.Has(event.FlagMini) {
+		return c
+	}
+	c.halfOpen = false // its birth was lost
+	if e.Kind == event.KindSnapshot && c.State != e.New {
+		t.gap(c)
+		t.stats.Repaired.Moved++
+		c.State = e.New
+		c.Spans.Add(Span{Start: e.Time, State: e.New, Known: Inferred})
+	}
+	t.learn(c, e)
+	return c
+}
+
+// aliveAgain reports whether a snapshot shows that the socket of c, which has
+// ended, has another connection. A snapshot reads the state after its time and under
+// a lock, so one of later than the end was settled shows no state from before it;
+// who lists descriptors has no lock.
+func aliveAgain(c *Conn, e *event.Event) bool {
+	return e.Kind == event.KindSnapshot && e.Flags&(event.FlagMini|event.FlagPartial) == 0 && e.New != event.StateClose &&
+		e.Time > c.End+settle
+}
+
+// foundIn is the state in which a snapshot found a socket, and since when at least.
+func foundIn(e *event.Event) Span {
+	began := min(e.Began, e.Time)
+	if e.New == event.StateListen {
+		began = 0 // no segment makes one
+	}
+	return Span{Start: began, State: e.New, Known: AtLeast}
+}
+
+// found is the first sight of c, in the state of its only span.
+func (t *Table) found(c *Conn, e *event.Event) *Conn {
+	switch e.New {
+	case event.StateListen:
+		c.Role = RoleListener
+	case event.StateSynSent:
+		c.Role = RoleClient
+	}
+	c.State = e.New
+	t.touch(c, e.Time)
+	t.learn(c, e)
+	t.observer.Transition(c, e)
+	return c
+}
+
 // sweep ends what a snapshot should have shown and did not. It means that an
 // event was lost, or that nothing could have told the end.
 func (t *Table) sweep(e *event.Event) {

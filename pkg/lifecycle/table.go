@@ -142,6 +142,10 @@ func (t *Table) Apply(e *event.Event) {
 		t.destroy(e)
 	case event.KindResetReceived:
 		if c := t.find(e); c != nil {
+			if c.held && e.New != event.StateClose {
+				c = t.bornUntold(c, e, Span{State: e.New, Known: AtLeast})
+				t.touch(c, e.Time)
+			}
 			c.resetIn = true
 		}
 	case event.KindAccept:
@@ -241,9 +245,11 @@ func (t *Table) state(e *event.Event) {
 			c.Spans.Add(Span{State: e.Old, Known: AtLeast})
 			c.State = e.Old
 		}
-	case c.End != 0:
+	case c.End != 0 && (!c.held || e.Old == event.StateClose):
 		t.again(c, e)
 		return
+	case c.End != 0:
+		c = t.bornUntold(c, e, Span{State: e.Old, Known: AtLeast})
 	}
 	c.halfOpen = false
 	t.touch(c, e.Time)
@@ -339,6 +345,16 @@ func (t *Table) reborn(c *Conn, e *event.Event) *Conn {
 	return c
 }
 
+// bornUntold is the next connection on the socket of c, which has ended and is held:
+// an event, or a snapshot, found it alive, and its birth was lost.
+func (t *Table) bornUntold(c *Conn, e *event.Event, in Span) *Conn {
+	c = t.reborn(c, e)
+	t.gap(c)
+	c.Spans.Add(in)
+	c.State = in.State
+	return c
+}
+
 func (t *Table) open(e *event.Event) *Conn {
 	if len(t.conns) >= t.opts.MaxConns {
 		t.evict()
@@ -368,54 +384,6 @@ func (t *Table) evict() {
 	}
 	t.finish(c)
 	t.remove(c)
-}
-
-func (t *Table) snapshot(e *event.Event) *Conn {
-	if e.Flags.Has(event.FlagMini) && e.New != event.StateNewSynRecv {
-		t.foundLingering(e)
-		return nil
-	}
-	if e.Socket == 0 {
-		t.stats.Ignored++
-		return nil
-	}
-	c := t.conns[e.Socket]
-	if c == nil && e.New == event.StateNewSynRecv {
-		return t.halfOpen(e, AtLeast)
-	}
-	if c == nil {
-		if e.New == event.StateClose {
-			t.stats.Ignored++ // a socket that was never connected, or ended before us
-			return nil
-		}
-		c = t.open(e)
-		began := min(e.Began, e.Time)
-		switch e.New {
-		case event.StateListen:
-			c.Role, began = RoleListener, 0 // no segment makes one
-		case event.StateSynSent:
-			c.Role = RoleClient
-		}
-		c.Spans.Add(Span{Start: began, State: e.New, Known: AtLeast})
-		c.State = e.New
-		t.touch(c, e.Time)
-		t.learn(c, e)
-		t.observer.Transition(c, e)
-		return c
-	}
-	t.touch(c, e.Time)
-	if c.held || c.End != 0 || e.Flags.Has(event.FlagMini) {
-		return c
-	}
-	c.halfOpen = false // its birth was lost
-	if e.Kind == event.KindSnapshot && c.State != e.New {
-		t.gap(c)
-		t.stats.Repaired.Moved++
-		c.State = e.New
-		c.Spans.Add(Span{Start: e.Time, State: e.New, Known: Inferred})
-	}
-	t.learn(c, e)
-	return c
 }
 
 func (t *Table) resetSent(e *event.Event) {
