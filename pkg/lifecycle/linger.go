@@ -42,6 +42,21 @@ type lingers struct {
 	free    []*linger
 }
 
+// of finds what an event of a mini socket is about, nil if it is not there. Two VRFs,
+// or SO_BINDTODEVICE, may have the same addresses in one namespace: it was of the other.
+func (ls *lingers) of(e *event.Event) *linger {
+	l := ls.at.get(keyOf(e))
+	if l != nil && l.another(e) {
+		return nil
+	}
+	return l
+}
+
+// another reports whether an event is of another mini socket, with the same addresses.
+func (l *linger) another(e *event.Event) bool {
+	return l.socket != 0 && e.Socket != 0 && l.socket != e.Socket && !l.ownID
+}
+
 // Lingering calls f for each connection that is left in a mini socket, in no
 // order. The Conn is valid during the call and knows no more than its addresses,
 // its owner and the one state it is in.
@@ -202,7 +217,7 @@ func (t *Table) timeWait(e *event.Event) {
 		c.mini, c.LingerStart = e.New, e.Time
 		return
 	}
-	l := t.lingers.at.get(keyOf(e))
+	l := t.lingers.of(e)
 	if l == nil {
 		t.stats.Ignored++
 		return
@@ -227,7 +242,7 @@ func (t *Table) changeLinger(l *linger, e *event.Event, known Known) {
 }
 
 func (t *Table) timeWaitEnd(e *event.Event) {
-	l := t.lingers.at.get(keyOf(e))
+	l := t.lingers.of(e)
 	if l == nil {
 		t.stats.Ignored++
 		return
@@ -284,7 +299,7 @@ func (t *Table) foundLingering(e *event.Event) {
 	}
 	key := keyOf(e)
 	l := t.lingers.at.get(key)
-	if l != nil && l.socket != 0 && e.Socket != 0 && l.socket != e.Socket {
+	if l != nil && l.another(e) {
 		t.endLinger(l, e.Time, event.EndUnknown) // the addresses were used again, and left again
 		l = nil
 	}
