@@ -82,7 +82,11 @@ func (t *Table) addLinger(l linger) {
 		ls.due = make(map[uint32][]*linger)
 		ls.second = uint32(t.now / 1e9)
 	}
-	if old := ls.at.get(l.key()); old != nil {
+	switch old := ls.at.get(l.key()); {
+	case old == nil:
+	case old.socket != 0 && old.socket == l.socket:
+		t.dropLinger(old) // a snapshot showed it before the end of its connection was told
+	default:
 		t.endLinger(old, t.now, event.EndUnknown)
 	}
 	if t.stats.Lingering >= t.opts.MaxConns {
@@ -157,7 +161,7 @@ func (t *Table) linger(c *Conn, e *event.Event) {
 	case c.Outcome != OutcomeClosed || c.Protocol == event.ProtoMPTCP || c.end.Has(event.FlagPartial),
 		last.State != event.StateFinWait2 && last.State != event.StateClosing:
 		return
-	case t.opts.SeesTimeWait && (t.lossAt == 0 || t.lossAt < last.Start):
+	case t.opts.SeesTimeWait && (t.lossAt == 0 || t.lossAt < last.Start) && !c.justFound(e):
 		if e.Flags.Has(event.FlagTimeWaitFull) {
 			t.stats.Crowded++
 		}
@@ -186,6 +190,13 @@ func (t *Table) linger(c *Conn, e *event.Event) {
 	t.addLinger(l)
 }
 
+// justFound reports whether c was first seen in the state in which it ended, by the
+// event of its end or, right before that, in a list of descriptors, which has no lock:
+// KindTimeWait, which comes before both, was then ignored.
+func (c *Conn) justFound(e *event.Event) bool {
+	return c.Spans.Len() == 1 && c.Spans.Last().Known == AtLeast && c.FirstEvent > e.Time-settle
+}
+
 // lingerOf is what c left behind, by c.Lingers and its neighbours.
 func lingerOf(c *Conn) linger {
 	return linger{
@@ -198,10 +209,15 @@ func lingerOf(c *Conn) linger {
 func (t *Table) unlinger(c *Conn) {
 	c.Lingers, c.LingerStart = event.StateNone, 0
 	if l := t.lingers.at.get(lingerKey{c.Local, c.Peer, c.Netns}); l != nil && l.socket == c.Socket {
-		t.lingers.at.delete(l)
-		t.lingers.forget(l)
-		t.stats.Lingering--
+		t.dropLinger(l)
 	}
+}
+
+// dropLinger forgets l, and tells nobody.
+func (t *Table) dropLinger(l *linger) {
+	t.lingers.at.delete(l)
+	t.lingers.forget(l)
+	t.stats.Lingering--
 }
 
 // timeWait is told before the connection's -> CLOSE (tcp_time_wait), and again
