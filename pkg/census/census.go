@@ -207,13 +207,16 @@ type endpoint struct {
 	port  uint16
 }
 
-// restore gives a socket back what the kernel cleared on the way down.
+// restore gives a socket back what the kernel cleared on the way down. What is in
+// CLOSE without a peer was disconnected, and is not that connection's any more.
 func restore(e *event.Event, c *lifecycle.Conn) {
-	if c.Local.IsValid() {
-		e.Local = c.Local.AddrPort()
-	}
-	if c.Peer.IsValid() {
-		e.Peer = c.Peer.AddrPort()
+	if disconnected := e.New == event.StateClose && e.Peer.Port() == 0; !disconnected {
+		if c.Local.IsValid() {
+			e.Local = c.Local.AddrPort()
+		}
+		if c.Peer.IsValid() {
+			e.Peer = c.Peer.AddrPort()
+		}
 	}
 	if e.Netns == 0 {
 		e.Netns = c.Netns

@@ -80,6 +80,10 @@ func TestTally(t *testing.T) {
 	for id := event.SocketID(2); id <= 4; id++ {
 		state(102, id, event.StateEstablished, event.StateCloseWait, event.FlagDone)
 	}
+	// 11 is disconnected, its descriptor kept.
+	open(102, 11)
+	state(103, 11, event.StateEstablished, event.StateClose, event.FlagTask)
+	at(103, event.Event{Kind: event.KindResetSent, Socket: 11, Old: event.StateClose, New: event.StateClose, Reset: event.ResetState})
 	// 2 stays. 3 is closed late, 4 in time.
 	state(103, 4, event.StateCloseWait, event.StateLastAck, event.FlagTask|event.FlagDead)
 	state(103, 4, event.StateLastAck, event.StateClose, event.FlagDead)
@@ -106,7 +110,7 @@ func TestTally(t *testing.T) {
 		t.Fatalf("%d lines in %d ns: %v", len(tally.Lines), tally.Span(), tally.Lines)
 	}
 	got := tally.Lines[Line{app.Comm, lifecycle.RoleClient, peer}]
-	if want := (Count{Conns: 5, Leaked: 3, Old: 1, Left: 3}); got == nil || *got != want {
+	if want := (Count{Conns: 6, Leaked: 3, Old: 1, Left: 3}); got == nil || *got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	if changes, clean := Compare(tally, NewTally(1)); len(changes) != 1 || clean != 0 || changes[0].Progress != TooLittle {

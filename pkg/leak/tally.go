@@ -134,7 +134,7 @@ func (t *Tally) End(table *lifecycle.Table) {
 				n.Conns++
 				n.Leaked++
 			}
-		case c.HeldClosed() && (stuck || t.end-c.End >= t.MinAge):
+		case c.HeldClosed() && !c.Disconnected() && (stuck || t.end-c.End >= t.MinAge):
 			n := t.line(c) // Finished has counted it, but only its time in CLOSE_WAIT
 			n.Left++
 			if !stuck {

@@ -331,3 +331,9 @@ func (c *Conn) AcceptWait() (int64, bool) {
 func (c *Conn) HeldClosed() bool {
 	return c.held && (!c.end.Has(event.FlagNoSocket) || c.AcceptedAt != 0) && !c.Kernel
 }
+
+// Disconnected reports whether the process ended the connection and keeps the
+// descriptor for another one: connect() with AF_UNSPEC. Nothing else sends a RST
+// behind the end of a socket that is not closed, but in answer to data, which comes
+// with a call of tcp_reset.
+func (c *Conn) Disconnected() bool { return c.held && c.resetOut && !c.resetIn }

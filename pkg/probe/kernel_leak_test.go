@@ -253,6 +253,46 @@ func TestSound(t *testing.T) {
 	})
 }
 
+// TestSoundWithHistory: what events told of a connection does not make a leak of the
+// descriptor that it was on.
+func TestSoundWithHistory(t *testing.T) {
+	requireKernel(t)
+	inSpace(t, func(s *space) {
+		p := openTier(s.t, Options{})
+		in, err := p.Inspector()
+		check(err)
+		defer in.Close()
+		for _, tt := range sound {
+			tt.plant(s)
+		}
+		c, a := s.pair(0)
+		s.close(c)
+		wait(a, event.StateCloseWait)
+		_, want := held(s, a)
+		table := lifecycle.New(&collector{open: make(map[*lifecycle.Conn][]string)}, lifecycle.Options{})
+		ended := 0
+		for e := (event.Event{}); e.Netns != s.inode || e.Kind != event.KindState || e.New != event.StateCloseWait || e.Local != want; {
+			if err := p.Read(&e); err != nil {
+				continue
+			}
+			table.Apply(&e)
+		}
+		table.All(func(c *lifecycle.Conn) {
+			if c.Netns == s.inode && c.Disconnected() {
+				ended++
+			}
+		})
+		if ended != 1 {
+			t.Errorf("%d disconnected", ended)
+		}
+		for _, f := range findings(in, s, 1, table.Get) {
+			if f.Local != want {
+				t.Errorf("false finding: %s %v %v %s", f.New, f.Local, f.Peer, f.Verdict)
+			}
+		}
+	})
+}
+
 // TestExactAge: where the change of state was seen, the age is exact, and so is
 // for how long the connection had been silent before.
 func TestExactAge(t *testing.T) {
