@@ -85,6 +85,8 @@ static __always_inline int took(struct sock *sk, struct sock_info *info, __u8 so
 	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
 	current_group(&info->owner_start_ns, info->owner_comm);
 	tell_birth(sk, info);
+	if (unwanted(info))
+		return 0;
 	now = bpf_ktime_get_boot_ns();
 	e = reserve();
 	if (!e)

@@ -37,6 +37,28 @@ static __always_inline void discard_filtered(struct event *e)
 	bpf_ringbuf_discard(e, wakeup()); /* it takes room until it is read over */
 }
 
+/*
+ * Whether the filter has decided against the connection already: then an event of it
+ * takes no room in the ring, where others' may be many more than what is wanted.
+ */
+static __always_inline bool unwanted(struct sock_info *info)
+{
+	struct counters *n;
+
+	if (!cfg_filter || !info)
+		return false;
+	if (!info->verdict && filter_owner(info) == VERDICT_DROP)
+		info->verdict = VERDICT_DROP;
+	if (info->verdict != VERDICT_DROP)
+		return false;
+	n = count();
+	if (n) {
+		n->seq++;
+		n->filtered++;
+	}
+	return true;
+}
+
 /* An event of a full socket that is in (or on its way from old to) a state. */
 static __noinline int fill_sock(struct event *e, struct sock *sk, __u64 time_ns, __u32 what)
 {
@@ -126,9 +148,12 @@ static __always_inline __u64 last_segment(struct sock *sk)
 
 static __noinline int emit_sock(struct sock *sk, struct sock_info *info, __u64 time_ns, __u32 what)
 {
-	struct event *e = reserve();
+	struct event *e;
 	bool did;
 
+	if (unwanted(info))
+		return 0;
+	e = reserve();
 	if (!e)
 		return 0;
 	fill_sock(e, sk, time_ns, what);

@@ -119,6 +119,8 @@ int st_iter_file(struct bpf_iter__task_file *ctx)
 		info->owner_start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 		bpf_core_read_str(info->owner_comm, 16, &task->group_leader->comm);
 	}
+	if (unwanted(info))
+		return 0;
 	e = reserve();
 	if (!e)
 		return 0;

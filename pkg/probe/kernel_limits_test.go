@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -138,6 +139,34 @@ func TestOldWithoutSnapshot(t *testing.T) {
 			}
 			if n != 2 {
 				t.Errorf("%d ends of a connection, want 2; %v", n, got.paths)
+			}
+		})
+	}
+}
+
+// TestFilterTakesNoRoom: of connections that are not wanted the ring holds only what
+// was told before the filter could decide.
+func TestFilterTakesNoRoom(t *testing.T) {
+	const connections, changes = 200, 10
+	for name, f := range map[string]event.Filter{"pid": {PIDs: []uint32{1 << 22}}, "port": {Remote: []uint16{1}}} {
+		t.Run(name, func(t *testing.T) {
+			p := openTier(t, Options{Filter: f})
+			before, err := p.Stats()
+			check(err)
+			inSpace(t, func(s *space) {
+				l, at := s.listen(local4(), 8, 0)
+				for range connections {
+					c, a := s.transient(at, l)
+					unix.Close(c)
+					unix.Close(a)
+				}
+			})
+			after, err := p.Stats()
+			check(err)
+			events, room := after.Attempts-before.Attempts, (after.Pending-before.Pending)/int(unsafe.Sizeof(bpfEvent{}))
+			t.Logf("%d events, %d filtered, room for %d taken", events, after.Filtered-before.Filtered, room)
+			if events < connections*changes || room == 0 || room > connections*changes*2/3 {
+				t.Errorf("of %d connections that nobody wants %d events take room", connections, room)
 			}
 		})
 	}
