@@ -176,14 +176,21 @@ func (f *Filter) owner(c *lifecycle.Conn) Verdict {
 	if f.Tree && settled {
 		return Yes // the kernel side knows the children, and let it through
 	}
-	if (len(f.PIDs) == 0 || slices.Contains(f.PIDs, c.Owner.PID)) &&
-		(len(f.Comms) == 0 || slices.ContainsFunc(f.Comms, func(s string) bool { return event.MakeComm(s) == c.Owner.Comm })) {
+	switch {
+	case f.is(c.Owner.Task):
+		return Yes
+	case settled:
+		return No
+	case slices.ContainsFunc(c.Holders(), f.is):
 		return Yes
 	}
-	if settled {
-		return No
-	}
 	return Open
+}
+
+// is reports whether a process is one that is asked for.
+func (f *Filter) is(t event.Task) bool {
+	return (len(f.PIDs) == 0 || slices.Contains(f.PIDs, t.PID)) &&
+		(len(f.Comms) == 0 || slices.ContainsFunc(f.Comms, func(s string) bool { return event.MakeComm(s) == t.Comm }))
 }
 
 func (f *Filter) role(c *lifecycle.Conn) Verdict {

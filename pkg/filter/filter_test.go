@@ -67,3 +67,37 @@ func TestAlso(t *testing.T) {
 		}
 	}
 }
+
+// TestHolders: of a socket that was there before, of which nobody saw who got it, each
+// process that has it is one that was asked for.
+func TestHolders(t *testing.T) {
+	table := lifecycle.New(nobody{}, lifecycle.Options{})
+	at := netip.MustParseAddrPort
+	hold := event.Event{Kind: event.KindHolder, Time: 1e9, Socket: 77, Old: event.StateEstablished, New: event.StateEstablished, Protocol: event.ProtoTCP,
+		Family: 2, Netns: 1, Local: at("192.0.2.1:80"), Peer: at("192.0.2.2:4000")}
+	for _, pid := range []uint32{10, 11, 12} {
+		hold.Task = event.Task{PID: pid, Start: int64(pid), Comm: event.MakeComm("worker")}
+		table.Apply(&hold)
+	}
+	c := table.Get(77)
+	for pid, want := range map[uint32]Verdict{10: Yes, 11: Yes, 12: Yes, 13: Open} {
+		f := Filter{Filter: event.Filter{PIDs: []uint32{pid}, Comms: []string{"worker"}}}
+		if got := f.Conn(c); got != want {
+			t.Errorf("of process %d: %v, want %v", pid, got, want)
+		}
+	}
+	accept := hold
+	accept.Kind, accept.Time, accept.Task = event.KindAccept, 2e9, event.Task{PID: 13, Start: 13}
+	table.Apply(&accept)
+	for pid, want := range map[uint32]Verdict{11: No, 13: Yes} {
+		f := Filter{Filter: event.Filter{PIDs: []uint32{pid}}}
+		if got := f.Conn(c); got != want {
+			t.Errorf("of process %d, now that one is known to have accepted it: %v, want %v", pid, got, want)
+		}
+	}
+}
+
+type nobody struct{}
+
+func (nobody) Transition(*lifecycle.Conn, *event.Event) {}
+func (nobody) Finished(*lifecycle.Conn)                 {}

@@ -10,6 +10,7 @@ package lifecycle
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/stated-tcp/stated/pkg/event"
 )
@@ -242,6 +243,9 @@ type Conn struct {
 
 // Rare is what few connections have.
 type Rare struct {
+	// Holders are processes beside the owner that were found to hold the socket,
+	// of which nobody saw how it got it; at most maxHolders.
+	Holders []event.Task
 	// Multipath is the MPTCP connection that this one is, or with Subflow is one
 	// of; nil for plain TCP, and where it is not known.
 	Multipath *Multipath
@@ -330,6 +334,26 @@ func (c *Conn) AcceptWait() (int64, bool) {
 // still holds its descriptor: not one that waits for accept(), or the kernel's.
 func (c *Conn) HeldClosed() bool {
 	return c.held && (!c.end.Has(event.FlagNoSocket) || c.AcceptedAt != 0) && !c.Kernel
+}
+
+// maxHolders bounds Rare.Holders.
+const maxHolders = 64
+
+// Holders returns processes beside the owner that were found to hold the socket,
+// where it is not known how the owner got it.
+func (c *Conn) Holders() []event.Task {
+	if c.Rare == nil {
+		return nil
+	}
+	return c.Rare.Holders
+}
+
+// heldBy remembers one.
+func (c *Conn) heldBy(t event.Task) {
+	if c.Owner.Task == t || ownerRank[c.Owner.Source] > ownerRank[event.OwnerRead] || slices.Contains(c.Holders(), t) || len(c.Holders()) >= maxHolders {
+		return
+	}
+	c.rare().Holders = append(c.rare().Holders, t)
 }
 
 // Disconnected reports whether the process ended the connection and keeps the

@@ -153,6 +153,7 @@ func (t *Table) Apply(e *event.Event) {
 	case event.KindHolder:
 		if c := t.snapshot(e); c != nil {
 			t.own(c, e.Task, event.OwnerHolder)
+			c.heldBy(e.Task)
 		}
 	case event.KindLost:
 		t.stats.Lost += e.Count
