@@ -131,6 +131,7 @@ const (
 	WhyNoReset
 	WhyNoErrors
 	WhyNoReason
+	WhyFinUnanswered
 	WhyDeferred
 	WhyNetns
 	WhyListener
@@ -147,6 +148,7 @@ var whys = [...]string{
 	WhyNoReset:         "the socket has a reset error, but no RST was seen",
 	WhyNoErrors:        "the classic tracepoint does not tell errors",
 	WhyNoReason:        "it ended without a timeout, a FIN or a RST that we saw",
+	WhyFinUnanswered:   "our side dropped it before the peer acknowledged our FIN",
 	WhyDeferred:        "its listener waits for data (TCP_DEFER_ACCEPT), and none came",
 	WhyNetns:           "its network namespace went",
 	WhyListener:        "its listener was closed",

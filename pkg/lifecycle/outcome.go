@@ -267,11 +267,14 @@ func (c *Conn) concludeClose(last event.State) {
 	case event.StateLastAck, event.StateClosing:
 		// our FIN may not have been acknowledged, or sent: close() sends a RST for
 		// unread data in any state, and tcp_disconnect for a FIN that waits
-		if c.resetOut {
+		switch {
+		case c.resetOut:
 			c.abort()
-			return
+		case c.unacked:
+			c.Why = WhyFinUnanswered // SO_LINGER 0 (tcp_disconnect), or its namespace went
+		default:
+			c.Outcome = OutcomeClosed
 		}
-		c.Outcome = OutcomeClosed
 	default:
 		if c.resetOut {
 			c.abort()

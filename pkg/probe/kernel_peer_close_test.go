@@ -119,6 +119,21 @@ var scriptedCloses = []scripted{
 		ends: []string{"client reset_linger peer by connect"},
 	},
 	{
+		name: "SO_LINGER 0 in LAST_ACK with the FIN on its way",
+		run: func(s *script) {
+			fd, c := s.connected()
+			c.Send(peer.FIN | peer.ACK)
+			c.ExpectAck()
+			shut(fd)
+			c.Expect(peer.FIN | peer.ACK)
+			linger0(fd)
+			s.close(fd)
+			s.none(event.StateLastAck)
+		},
+		want: []string{client + passive},
+		ends: []string{"client unknown peer by connect"}, // dropped without a word: the peer may still wait
+	},
+	{
 		name: "close in CLOSING with data never read",
 		run: func(s *script) {
 			fd, c := s.connected()
