@@ -131,8 +131,31 @@ func (t *Table) sweep(e *event.Event) {
 		t.sweepConn(c)
 		c = next
 	}
+	t.sweepHeld()
 	t.sweepLingers()
 	clear(t.snapshots)
+	t.swept, t.holders = t.now, 0
+}
+
+// sweepHeld forgets what ended with its descriptor open and is in no list of
+// descriptors any more: that it was closed then may be among the events that were
+// lost. Of one that waits for accept(), or is being passed on, no list tells.
+func (t *Table) sweepHeld() {
+	if t.holders == 0 || t.swept == 0 || t.lossAt >= t.swept {
+		return // no list of descriptors, or not a whole one
+	}
+	for c := t.quiet.next; c != &t.quiet && c.LastEvent < t.swept; {
+		next := c.next
+		if c.finished && c.HeldClosed() && t.lossAt >= c.End {
+			if c.missed++; c.missed < missedEnough {
+				t.doubtful = true
+			} else {
+				t.stats.Repaired.Gone++
+				t.remove(c)
+			}
+		}
+		c = next
+	}
 }
 
 func (t *Table) sweepConn(c *Conn) {

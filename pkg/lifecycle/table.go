@@ -88,6 +88,8 @@ type Table struct {
 
 	lingers   lingers
 	snapshots map[uint32]sweep // by network namespace
+	swept     int64            // end of the last one
+	holders   int              // descriptors shown since then
 	doubtful  bool
 	said      event.Event // what the observer is told instead of the kernel's event
 }
@@ -151,6 +153,7 @@ func (t *Table) Apply(e *event.Event) {
 	case event.KindAccept:
 		t.accepted(e)
 	case event.KindHolder:
+		t.holders++
 		if c := t.snapshot(e); c != nil {
 			t.own(c, e.Task, event.OwnerHolder)
 			c.heldBy(e.Task)
