@@ -212,6 +212,19 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 }
 
+/* The same for a socket whose type the verifier knows: it needs no helper. */
+static __always_inline __u64 cgroup_of_typed(struct sock *sk)
+{
+	struct cgroup *cgroup;
+	struct kernfs_node *kn;
+
+	if (!bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		return 0;
+	cgroup = sk->sk_cgrp_data.cgroup;
+	kn = cgroup ? cgroup->kn : NULL;
+	return kn ? kn->id : 0;
+}
+
 /*
  * Whether the kernel made the socket for itself (sk_alloc with kern), or accepted it
  * (kernel_accept makes no file). Before it is accepted, a socket has made from its
@@ -312,7 +325,7 @@ static __always_inline void read_sock(struct event *e, struct sock *sk)
 	e->protocol = sk->sk_protocol;
 	e->netns = sk->__sk_common.skc_net.net->ns.inum;
 	e->uid = sk->sk_uid.val;
-	e->cgroup = cgroup_of(sk);
+	e->cgroup = cgroup_of_typed(sk);
 	e->err = sk->sk_err;
 	e->shutdown = sk->sk_shutdown;
 	if (flags & 1 << SOCK_DEAD)
