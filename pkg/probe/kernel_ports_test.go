@@ -3,6 +3,7 @@
 package probe
 
 import (
+	"net"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,9 @@ func TestPorts(t *testing.T) {
 			if own.Lowest == 0 {
 				t.Fatal("the host's are not known")
 			}
+			l, err := net.Listen("tcp4", "0.0.0.0:0") // so that the host has a socket
+			check(err)
+			defer l.Close()
 			low, high := ourPorts()
 			inSpace(t, func(s *space) {
 				l, at := s.listen(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: 80}, 8, 0)
