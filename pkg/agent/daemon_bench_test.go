@@ -88,6 +88,7 @@ func benchmarkDaemon(b *testing.B, c SinkConfig) {
 	}
 	src := newTraffic(b.N)
 	loop := &Loop{Source: src, Table: lifecycle.New(d.Stream, lifecycle.Options{MaxConns: cfg.MaxConnections}), Consumer: d.Stream, Now: src.now}
+	src.introduce(d.Processes.Learn)
 	forgetPeak(b)
 	cpu := cpuTime(b)
 	b.ReportAllocs()
@@ -140,6 +141,13 @@ func newTraffic(events int) *traffic {
 	end(client[:], event.Task{PID: 4242, Start: 9e11, Comm: event.MakeComm("curl")}, event.OwnerConnect)
 	end(server[:], event.Task{PID: 812, Start: 1e10, Comm: event.MakeComm("nginx")}, event.OwnerAccept)
 	return t
+}
+
+// introduce tells who the processes are, as the kernel does.
+func (t *traffic) introduce(learn func(event.Task, *event.Process)) {
+	for _, e := range t.script {
+		learn(e.Task, &event.Process{Image: 1, PPID: 1, Exe: "/usr/bin/" + e.Task.Comm.String(), Group: "/system.slice/bench.service", UID: 1000, User: "bench"})
+	}
 }
 
 func (t *traffic) Read(e *event.Event) error {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"testing"
 
-	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/filter"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 	"github.com/stated-tcp/stated/pkg/proc"
@@ -27,9 +26,7 @@ func benchmarkTrace(b *testing.B, events bool) {
 	src := newTraffic(b.N)
 	src.spread = 4
 	who := NewProcesses(proc.New(proc.Options{}), nil)
-	for _, e := range src.script {
-		who.Learn(e.Task, &event.Process{Image: 1, PPID: 1, Exe: "/usr/bin/" + e.Task.Comm.String(), Group: "/system.slice/bench.service", UID: 1000, User: "bench"})
-	}
+	src.introduce(who.Learn)
 	host := render.Host{RunID: "0123456789abcdef", BootID: "7c5c3d0e-6a52-4f0b-9c39-1b1f7d0c2a11", Name: "bench", ID: "6f1e", Version: "bench"}
 	trace := &Trace{Filter: &filter.Filter{}, Events: events}
 	trace.Out = render.New(io.Discard, render.Options{Format: render.FormatJSON, Host: host, Processes: who.Of})

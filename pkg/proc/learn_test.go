@@ -79,3 +79,21 @@ func TestLearnLive(t *testing.T) {
 		}
 	}
 }
+
+// TestGoneStaysGone: what has exited is looked for once, unless the kernel tells of it.
+func TestGoneStaysGone(t *testing.T) {
+	r := New(Options{})
+	gone := event.Task{PID: 1 << 22, Start: 5e9, Comm: event.MakeComm("curl")}
+	for range 3 {
+		if _, err := r.Lookup(gone); !errors.Is(err, ErrGone) {
+			t.Fatal(err)
+		}
+	}
+	if s := r.Stats(); s.Reads != 1 || s.Misses != 3 {
+		t.Errorf("%d reads, %d misses, want 1, 3", s.Reads, s.Misses)
+	}
+	r.Learn(gone, &event.Process{Image: 1, Exe: "/usr/bin/curl"})
+	if p, err := r.Lookup(gone); err != nil || p.Exe != "/usr/bin/curl" {
+		t.Error(p, err)
+	}
+}

@@ -81,11 +81,20 @@ type Resolver struct {
 	root  string // Options.Root without trailing slash
 	mu    sync.Mutex
 	cache cache
+	gone  map[identity]error // asked for when they had exited: they do not come back
 	stats Stats
 	users users
 	tree  cgroupTree
 	guard Guard
 }
+
+// identity is a process as far as /proc can tell it from another.
+type identity struct {
+	pid   uint32
+	start int64 // in ticks
+}
+
+func identify(t event.Task) identity { return identity{t.PID, t.Start / tick} }
 
 // New returns a Resolver; it opens nothing yet.
 func New(opts Options) *Resolver {
@@ -133,6 +142,11 @@ func (r *Resolver) Lookup(t event.Task) (*Process, error) {
 		r.mu.Unlock()
 		return p, nil
 	}
+	if err := r.gone[identify(t)]; err != nil && t.Start != 0 {
+		r.stats.Misses++
+		r.mu.Unlock()
+		return nil, err
+	}
 	r.mu.Unlock()
 	if r.opts.Recorded {
 		return nil, fmt.Errorf("look up process %d: %w", t.PID, ErrGone)
@@ -151,16 +165,29 @@ func (r *Resolver) Lookup(t event.Task) (*Process, error) {
 		r.stats.Evicted += r.cache.put(entry{p: p, read: now})
 		return p.named(t.Comm), nil
 	}
-	if e == nil || !(errors.Is(err, ErrGone) || errors.Is(err, ErrReused)) {
+	gone := errors.Is(err, ErrGone) || errors.Is(err, ErrReused)
+	if e == nil || !gone {
 		r.stats.Misses++
-		return nil, fmt.Errorf("look up process %d: %w", t.PID, err)
+		err = fmt.Errorf("look up process %d: %w", t.PID, err)
+		if gone && t.Start != 0 {
+			r.miss(identify(t), err)
+		}
+		return nil, err
 	}
 	if !e.p.Gone {
-		gone := *e.p
-		gone.Gone = true
-		e.p = &gone
+		exited := *e.p
+		exited.Gone = true
+		e.p = &exited
 	}
 	return e.p.named(t.Comm), nil
+}
+
+// miss spares looking again for what has exited.
+func (r *Resolver) miss(id identity, err error) {
+	if r.gone == nil || len(r.gone) >= r.opts.Size {
+		r.gone = make(map[identity]error)
+	}
+	r.gone[id] = err
 }
 
 // Learn takes over what the kernel told of a process while it was there, which
@@ -187,6 +214,7 @@ func (r *Resolver) Learn(t event.Task, k *event.Process) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stats.Learned++
+	delete(r.gone, identify(t))
 	if e := r.cache.get(t); e != nil {
 		p.follow(e.p)
 	}
