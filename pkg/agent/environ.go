@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/agnivade/levenshtein"
 )
 
 // variablePrefix is what the variables of the environment begin with that set something.
@@ -61,31 +63,9 @@ func Ignored(environ []string) (names []string) {
 func nearest(name string, keys []string) (near string) {
 	least := len(name)/4 + 1
 	for _, key := range keys {
-		if d := distance(name[len(variablePrefix):], variable(key)[len(variablePrefix):]); d < least {
+		if d := levenshtein.ComputeDistance(name[len(variablePrefix):], variable(key)[len(variablePrefix):]); d < least {
 			near, least = variable(key), d
 		}
 	}
 	return near
-}
-
-// distance counts the bytes to insert, delete or replace that make b of a
-// (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		corner := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replace := corner
-			if a[i] != b[j] {
-				replace++
-			}
-			corner = row[j+1]
-			row[j+1] = min(replace, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -12,7 +12,7 @@ import (
 // imports is the architecture: what each package may import of ours and of
 // others. The standard library and golang.org/x are free.
 var imports = map[string][]string{
-	"pkg/event":             {},
+	"pkg/event":             {"github.com/agnivade/levenshtein"},
 	"pkg/probe":             {"pkg/event", "pkg/diag", "pkg/proc", "github.com/cilium/ebpf"},
 	"pkg/diag":              {"pkg/event"},
 	"pkg/ecs":               {"pkg/sink/flat"},
@@ -48,7 +48,7 @@ var imports = map[string][]string{
 	"pkg/kerneltest/uring":  {},
 	"pkg/agent": {"pkg/ecs", "pkg/event", "pkg/lifecycle", "pkg/census", "pkg/leak", "pkg/filter", "pkg/render", "pkg/recording", "pkg/symbol", "pkg/proc",
 		"pkg/block", "pkg/spool", "pkg/sink", "pkg/sink/flat", "pkg/sink/file", "pkg/sink/forward", "pkg/sink/http",
-		"pkg/sink/journald", "pkg/sink/otlp", "pkg/sink/syslog", "go.yaml.in/yaml/v3", "kernel.org/pub/linux/libs/security/libcap/cap"},
+		"pkg/sink/journald", "pkg/sink/otlp", "pkg/sink/syslog", "github.com/agnivade/levenshtein", "go.yaml.in/yaml/v3", "kernel.org/pub/linux/libs/security/libcap/cap"},
 }
 
 func TestImports(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/bits"
 	"strings"
+
+	"github.com/agnivade/levenshtein"
 )
 
 // Naming is a family of systems that spell the states alike.
@@ -217,7 +219,7 @@ func suggest(word string) string {
 	}
 	for s := StateEstablished; s < NumStates; s++ {
 		for _, name := range stateNames[s] {
-			if d := distance(word, fold(name)); d < best {
+			if d := levenshtein.ComputeDistance(word, fold(name)); d < best {
 				best, nearest = d, s.String()
 			}
 		}
@@ -226,25 +228,4 @@ func suggest(word string) string {
 		return ""
 	}
 	return fmt.Sprintf(" (did you mean %s?)", nearest)
-}
-
-// distance is Levenshtein's.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
