@@ -100,7 +100,7 @@ func (t *Trace) Transition(c *lifecycle.Conn, e *event.Event) {
 	if verdict == filter.Open && (c.LeftBehind() || !t.Events) {
 		return // nothing more will be learned of it, or Finished shows it
 	}
-	if verdict == filter.No || !found && !t.Filter.Transition(c, e) {
+	if verdict == filter.No || !t.Filter.Transition(c, e) {
 		return
 	}
 	if verdict == filter.Yes {

@@ -110,6 +110,10 @@ func (f *Filter) changed(c *lifecycle.Conn, e *event.Event) bool {
 	if f.MinDuration == 0 {
 		return true
 	}
+	if e.Kind != event.KindState { // found: how long it has been there
+		since := c.Spans.Last().Start
+		return since != 0 && time.Duration(e.Time-since) >= f.MinDuration
+	}
 	i := c.Spans.Len() - 2
 	if c.End != 0 {
 		i++

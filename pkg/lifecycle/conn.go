@@ -234,6 +234,7 @@ type Conn struct {
 
 	unacked  bool // a sequence number was taken, or more, and not acknowledged
 	halfOpen bool // a request, no full socket yet
+	metEarly bool // its request, or it in SYN_RECV, was told of: that began when we saw it
 	resetIn  bool
 	resetOut bool // a RST was sent behind the end
 	resetPre bool // a RST was sent before the end, which it may have to do with

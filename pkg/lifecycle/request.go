@@ -50,7 +50,7 @@ func (t *Table) say(c *Conn, e *event.Event, kind event.Kind, from, to event.Sta
 // complete makes the full socket of a request part of its connection. The
 // observer was told LISTEN -> SYN_RECV at the SYN.
 func (t *Table) complete(c *Conn, e *event.Event) {
-	c.halfOpen = false
+	c.halfOpen, c.metEarly = false, true
 	t.touch(c, e.Time)
 	t.learnAlone(c, e)
 	if e.New != event.StateSynRecv {
@@ -60,16 +60,22 @@ func (t *Table) complete(c *Conn, e *event.Event) {
 
 // inferHandshake moves the start of SYN_RECV to the SYN where no request told
 // it: the round trip of our SYN-ACK is the first that the kernel measures, if
-// it was not sent twice (tcp_synack_rtt_meas in net/ipv4/tcp_input.c).
+// it was not sent twice (tcp_synack_rtt_meas in net/ipv4/tcp_input.c). The child is
+// made when that has come, some microseconds before it is in ESTABLISHED, which may be
+// longer than the round trip.
 func (c *Conn) inferHandshake(at int64, e *event.Event) {
 	first := c.Spans.At(0)
 	if c.Role != RoleServer || c.Spans.Len() != 1 || first.State != event.StateSynRecv || e.SRTT == 0 || e.Retransmits > 0 {
 		return
 	}
-	if first.Known == Seen && first.Start <= at-int64(e.SRTT)*1000 {
-		return
+	start := at - int64(e.SRTT)*1000
+	if first.Known == Seen && first.Start <= start {
+		if c.metEarly {
+			return
+		}
+		start = first.Start
 	}
-	c.Spans.set(0, Span{Start: at - int64(e.SRTT)*1000, State: first.State, Known: Inferred})
+	c.Spans.set(0, Span{Start: start, State: first.State, Known: Inferred})
 }
 
 // requestEnd is the end of a request that became no connection.

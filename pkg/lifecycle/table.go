@@ -188,6 +188,7 @@ func (t *Table) accepted(e *event.Event) {
 	if c.AcceptedAt == 0 {
 		c.AcceptedAt = e.Time
 	}
+	c.metEarly = c.metEarly || c.State == event.StateSynRecv // Fast Open
 }
 
 func (t *Table) overflow(e *event.Event) {
