@@ -131,16 +131,17 @@ static __always_inline void fill_task(struct event *e, bool did)
 }
 
 /*
- * When the last segment came or went, CLOCK_BOOTTIME, 0 unknown: no change of state
- * is made without one. tcp_mstamp is CLOCK_MONOTONIC in microseconds
- * (tcp_mstamp_refresh in net/ipv4/tcp_output.c).
+ * When a socket in its state came into it at the latest, CLOCK_BOOTTIME, 0 unknown: when
+ * the last segment came or went, as no change of state is made without one.
  */
-static __always_inline __u64 last_segment(struct sock *sk)
+static __always_inline __u64 in_state_since(struct sock *sk)
 {
 	__u64 segment, mono;
 
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
+	if (sk->__sk_common.skc_state == TCP_SYN_SENT)
+		return first_syn((struct tcp_sock *)sk);
 	segment = BPF_CORE_READ((struct tcp_sock *)sk, tcp_mstamp) * 1000;
 	mono = bpf_ktime_get_ns();
 	return segment && segment <= mono ? bpf_ktime_get_boot_ns() - (mono - segment) : 0;
@@ -169,7 +170,7 @@ static __noinline int emit_sock(struct sock *sk, struct sock_info *info, __u64 t
 	}
 	fill_task(e, did);
 	if (e->kind == EVENT_SNAPSHOT)
-		e->began_ns = last_segment(sk);
+		e->began_ns = in_state_since(sk);
 	fill_info(e, sk, info);
 	e->reset = what >> 24;
 	submit(e);

@@ -171,10 +171,12 @@ struct inspection {
 	__u64 now_jiffies;
 	__u32 last_received; /* jiffies, low half; 0 no data yet */
 	__u32 last_sent;     /* of a mini socket: when its timer expires */
+	__u32 last_acked;    /* of the last acknowledgement that came */
 	__u32 references;    /* to the open file, 0 none */
 	__u16 facts;	     /* enum inspection_fact */
 	__u8 timeouts;	     /* of the retransmission timer in a row, nothing acknowledged since */
 	__u8 probes;	     /* of the peer's window or keep-alives, not answered yet */
+	__u32 _pad;
 };
 
 enum inspection_fact {

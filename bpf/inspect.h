@@ -172,6 +172,9 @@ static __always_inline void inspect_sock(struct inspection *i, struct sock *sk)
 	segment = BPF_CORE_READ(tp, tcp_mstamp) * 1000;
 	if (segment && segment <= i->now_mono_ns)
 		i->last_segment_ns = e->time_ns - (i->now_mono_ns - segment);
+	if (e->new_state == TCP_SYN_SENT)
+		e->began_ns = first_syn(tp);
+	i->last_acked = BPF_CORE_READ(tp, rcv_tstamp);
 	i->last_received = e->bytes_received ? BPF_CORE_READ(tp, inet_conn.icsk_ack.lrcvtime) : 0;
 	i->last_sent = e->bytes_sent ? BPF_CORE_READ(tp, lsndtime) : 0;
 }

@@ -133,7 +133,7 @@ int st_iter_file(struct bpf_iter__task_file *ctx)
 		return 0;
 	}
 	e->fd = ctx->fd;
-	e->began_ns = last_segment(sk);
+	e->began_ns = in_state_since(sk);
 	e->pid = e->tid = task->tgid;
 	e->task_start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 	bpf_core_read_str(e->comm, 16, &task->group_leader->comm);

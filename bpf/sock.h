@@ -286,6 +286,24 @@ static __always_inline void read_numbers(struct event *e, struct sock *sk, struc
 }
 
 /*
+ * When the first SYN of a socket in SYN_SENT went, CLOCK_BOOTTIME, 0 unknown: tcp_connect
+ * notes it in milliseconds of CLOCK_MONOTONIC, and those that go later leave it
+ * (__tcp_retransmit_skb). Put off (Fast Open), it has not gone. Where time stamps are
+ * in microseconds they run over in an hour.
+ */
+static __always_inline __u64 first_syn(struct tcp_sock *tp)
+{
+	__u32 sent = BPF_CORE_READ(tp, retrans_stamp), ago;
+
+	if (bpf_core_field_exists(tp->tcp_usec_ts) && BPF_CORE_READ_BITFIELD_PROBED(tp, tcp_usec_ts))
+		return 0;
+	ago = (__u32)(bpf_ktime_get_ns() / 1000000) - sent; /* one too many, maybe */
+	if (!sent || ago >= 1U << 31)
+		return 0;
+	return bpf_ktime_get_boot_ns() - (ago ? ago - 1 : 0) * 1000000ULL;
+}
+
+/*
  * Whether there was hardly room for one more in TIME_WAIT, if any: inet_twsk_alloc in
  * net/ipv4/inet_timewait_sock.c makes no more than net.ipv4.tcp_max_tw_buckets, for
  * which a connection ends as if it had none. It may have counted a few more than there

@@ -320,6 +320,9 @@ struct tcp_sock {
 	u64 bytes_received;
 	u64 tcp_mstamp;
 	u32 lsndtime;
+	u32 rcv_tstamp;
+	u32 retrans_stamp;
+	u8 tcp_usec_ts : 1; /* since 6.7 */
 	bool is_mptcp;
 	struct request_sock *fastopen_rsk;
 };

@@ -186,16 +186,23 @@ func Numbers(s *event.Sighting, info *unix.TCPInfo, begun, got int64) {
 	if s.BytesSent != 0 {
 		s.LastSent = earliest(info.Last_data_sent)
 	}
-	// Every acknowledgement that comes is stamped, by tcp_ack, and what brings a
-	// connection into these states is one. What we sent since is not told, so
-	// there may be a later segment, but no earlier begin of the state. A FIN
-	// that comes behind a newer acknowledgement (reordered) is not stamped.
-	switch s.New {
-	case event.StateEstablished, event.StateCloseWait, event.StateFinWait2, event.StateClosing:
-		if ago := int64(info.Last_ack_recv) * 1e6; ago < begun {
-			s.LastSegment = min(got-ago+tick, got)
-		}
+	// What we sent since is not told, so there may be a later segment.
+	if ago := int64(info.Last_ack_recv) * 1e6; ago < begun && EnteredByAck(s.New) {
+		s.LastSegment = min(got-ago+tick, got)
 	}
+}
+
+// EnteredByAck reports whether a connection came into its state no later than the
+// last acknowledgement did: each that comes is stamped (rcv_tstamp, by tcp_ack in
+// net/ipv4/tcp_input.c), and what brings a connection into these states is one. What
+// we send meanwhile, once more or as a probe, does not count. A FIN that comes behind a
+// newer acknowledgement (reordered) is not stamped.
+func EnteredByAck(s event.State) bool {
+	switch s {
+	case event.StateEstablished, event.StateCloseWait, event.StateFinWait2, event.StateClosing:
+		return true
+	}
+	return false
 }
 
 // shut reports whether the peer's window is closed, by the rules of inspect_timer

@@ -100,10 +100,12 @@ type bpfInspection struct {
 	NowJiffies    uint64
 	LastReceived  uint32
 	LastSent      uint32
+	LastAcked     uint32
 	References    uint32
 	Facts         uint16
 	Timeouts      uint8
 	Probes        uint8
+	Pad           uint32
 }
 
 type bpfNetnsWay struct {

@@ -264,6 +264,9 @@ func (i *Inspector) decode(w *bpfInspection, s *event.Sighting) {
 		return
 	}
 	s.LastSegment = int64(w.LastSegmentNs)
+	if acked := i.stamp(w, w.LastAcked); acked != 0 && diag.EnteredByAck(s.New) {
+		s.Began = min(acked+1e9/i.hz, s.Time)
+	}
 	s.LastReceived = i.stamp(w, w.LastReceived)
 	s.LastSent = i.stamp(w, w.LastSent)
 }
