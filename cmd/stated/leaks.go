@@ -23,12 +23,14 @@ import (
 var errLeaks = errors.New("leaks found")
 
 // groupings are the values of --by.
-var groupings = map[string]leak.Key{
-	"process": leak.ByProcess, "peer": leak.ByPeer, "listener": leak.ByListener, "stack": leak.ByStack, "none": leak.ByNone,
+var groupings = map[string]struct {
+	by  render.By
+	key leak.Key
+}{
+	"process": {render.ByProcess, leak.ByProcess}, "peer": {render.ByPeer, leak.ByPeer}, "listener": {render.ByListener, leak.ByListener},
+	"container": {render.ByContainer, nil}, // which needs to look processes up
+	"stack":     {render.ByStack, leak.ByStack}, "none": {render.ByNone, leak.ByNone},
 }
-
-// byContainer is the value of --by that needs to look processes up.
-const byContainer = "container"
 
 type leaksFlags struct {
 	live     live
@@ -113,8 +115,9 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	grouping, known := groupings[l.by]
 	switch {
-	case groupings[l.by] == nil && l.by != byContainer:
+	case !known:
 		return usagef("--by %q: one of process, peer, listener, container, stack, none", l.by)
 	case l.by == "stack" && !l.stacks:
 		return usagef("--by stack groups by what --stacks shows: add --stacks")
@@ -136,13 +139,11 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 	}
 	out := render.New(cmd.OutOrStdout(), opts)
 	found, processes := 0, newProcesses(proc.Options{Cmdline: l.out.cmdline}, nil)
-	by, container := groupings[l.by], (func(*leak.Group) string)(nil)
-	if l.by == byContainer {
-		by = leak.ByContainer(processes.container)
-		container = func(g *leak.Group) string { return g.Key }
+	if grouping.by == render.ByContainer {
+		grouping.key = leak.ByContainer(processes.container)
 	}
 	leaks := &agent.Leaks{
-		Rules: leak.Rules{MinAge: int64(l.minAge), States: states}, By: by, Filter: want,
+		Rules: leak.Rules{MinAge: int64(l.minAge), States: states}, By: grouping.key, Filter: want,
 		Now: probe.Now, Every: 2 * time.Second,
 	}
 	leaks.Show = func(r leak.Report, groups []leak.Group, growth map[string]float64, err error) error {
@@ -152,7 +153,7 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 		found = len(r.Findings)
 		processes.forget()
 		shown := &render.Leaks{Report: r, Groups: groups, Processes: processes.withDescriptors,
-			Waits: processes.waits, Container: container, Growth: growth, Flow: leaks.Flow, MinAge: int64(l.minAge), Examples: l.examples, Each: l.by == "none", Stacks: l.stacks}
+			Waits: processes.waits, By: grouping.by, Growth: growth, Flow: leaks.Flow, MinAge: int64(l.minAge), Examples: l.examples, Each: grouping.by == render.ByNone, Stacks: l.stacks}
 		out.SetClock(probe.Now()) // it may have been set since the last report
 		if l.watch {
 			out.Again(shown)

@@ -33,8 +33,7 @@ type Flow struct{ In, Out uint64 }
 // Oldest returns the finding that has been stuck for longest.
 func (g *Group) Oldest() *Finding { return &g.Findings[0] }
 
-// Holders returns the processes that hold the first finding, which for a group
-// by process hold all of them. Of a connection that nobody accepted these are
+// Owners returns the processes that hold the socket. Of a connection that nobody accepted these are
 // the holders of its listener.
 func (f *Finding) Owners() []event.Task {
 	var tasks []event.Task
@@ -63,6 +62,15 @@ func (f *Finding) Service() (lifecycle.Role, netip.AddrPort) {
 		return f.Role, f.Local
 	}
 	return f.Role, f.Peer
+}
+
+// Entrance is the address that the connection came in at: that of its listener
+// where it is there still.
+func (f *Finding) Entrance() netip.AddrPort {
+	if len(f.Listeners) > 0 {
+		return f.Listeners[0].Local
+	}
+	return f.Local
 }
 
 // Key tells findings apart.

@@ -18,9 +18,7 @@ type Leaks struct {
 	// Waits says who waits on a socket that a process holds. It is asked for the
 	// shown ones only; nil: not known.
 	Waits func(*census.Socket) Wait
-	// Container names what the holders of a group have in common where the groups
-	// are by container: its id, or host; else nil.
-	Container func(*leak.Group) string
+	By    By // how the groups were made
 	// Growth is by how many sockets a group grew, per second, by its key;
 	// present where the group was watched.
 	Growth map[string]float64
@@ -32,6 +30,19 @@ type Leaks struct {
 	Each     bool  // each socket is a group: one record a socket
 	Stacks   bool  // show where in the code the sockets were opened
 }
+
+// By is what the sockets of a group have in common.
+type By uint8
+
+// ByProcess is the processes that hold them, and the service.
+const (
+	ByProcess By = iota
+	ByPeer
+	ByListener
+	ByContainer
+	ByStack
+	ByNone
+)
 
 // meaning says a verdict in a sentence.
 var meaning = [leak.NumVerdicts]string{
@@ -128,24 +139,10 @@ func appendCount(b []byte, n int, noun string) []byte {
 	return b
 }
 
-// flow adds up those of the processes that hold a group.
-func (l *Leaks) flow(owners []event.Task) (sum leak.Flow) {
-	for i := range owners {
-		if l.Flow != nil {
-			f := l.Flow(owners[i].PID)
-			sum.In, sum.Out = sum.In+f.In, sum.Out+f.Out
-		}
-	}
-	return sum
-}
-
 // Exhaustion returns in how many nanoseconds the process has no descriptor
-// left if the group goes on growing as it did.
+// left if the group goes on growing as it did. It must be the only one of its group.
 func (l *Leaks) Exhaustion(g *leak.Group, p Process) (int64, bool) {
 	rate := l.Growth[g.Key]
-	if l.Container != nil {
-		return 0, false // the growth is that of several processes
-	}
 	if rate <= 0 || p.FDLimit == 0 || p.FDs > p.FDLimit {
 		return 0, false
 	}

@@ -18,10 +18,11 @@ const maxExamples = 5
 // socket, and says everything of it.
 func (r *Writer) jsonLeak(l *Leaks, g *leak.Group) {
 	oldest := g.Oldest()
-	owners := l.owners(g)
+	p := l.parties(g)
+	owners := p.owners
 	r.begin("tcp.leak", "WARN", l.Now)
 	b := text(r.buf, "network.transport", "tcp")
-	if len(owners) > 0 {
+	if len(owners) > 0 && !p.mixed {
 		p := l.Processes(owners[0])
 		b = text(b, "stated.process.source", ownerSource(oldest.Socket).String())
 		b = process(b, "process.", &owners[0])
@@ -35,16 +36,21 @@ func (r *Writer) jsonLeak(l *Leaks, g *leak.Group) {
 		}
 	}
 	b = append(key(b, "stated.leak.id"), '"')
-	if l.Container != nil {
-		b = appendHex(b, containerID(&r.opts.Host, l.Container(g)))
-	} else {
-		b = appendHex(b, leakID(&r.opts.Host, owners, oldest))
+	switch l.By {
+	case ByContainer:
+		b = appendHex(b, commonID(&r.opts.Host, "container", g.Key))
+	case ByListener:
+		b = appendHex(b, commonID(&r.opts.Host, "listener", g.Key))
+	case ByPeer:
+		b = appendHex(b, commonID(&r.opts.Host, "peer", g.Key))
+	default:
+		b = appendHex(b, leakID(&r.opts.Host, oldest.Owners(), oldest))
 	}
 	b = append(b, '"')
 	if l.Each {
 		b = r.jsonSocket(b, l, oldest)
 	} else {
-		b = r.jsonGroup(b, l, g)
+		b = r.jsonGroup(b, l, g, &p)
 	}
 	worst := worstVerdict(g)
 	b = text(b, "stated.leak.verdict", worst.String())
@@ -56,7 +62,7 @@ func (r *Writer) jsonLeak(l *Leaks, g *leak.Group) {
 	}
 	b = number(b, "stated.leak.oldest_age_ns", oldest.Age.Min)
 	b = text(b, "stated.leak.age_known", oldest.Age.Known.String())
-	m := r.appendHeadline(nil, l, g, owners)
+	m := r.appendHeadline(nil, l, g, &p)
 	r.buf = quote(key(b, "message"), m)
 	r.end()
 }
@@ -105,7 +111,7 @@ func worstVerdict(g *leak.Group) leak.Verdict {
 }
 
 // jsonGroup adds the counts of a group and examples of its sockets.
-func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
+func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group, p *parties) []byte {
 	b = number(b, "stated.leak.sockets", int64(len(g.Findings)))
 	if n := g.States[g.Oldest().New]; n == len(g.Findings) {
 		b = text(b, "network.connection.state", g.Oldest().New.Name(event.NamingOTel))
@@ -124,16 +130,16 @@ func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
 	if g.Kernel() {
 		b = append(b, `,"stated.socket.kernel":true`...)
 	}
-	if l.Container != nil {
-		b = appendString(key(b, "stated.leak.container"), []byte(l.Container(g)))
+	if l.By == ByContainer {
+		b = appendString(key(b, "stated.leak.container"), []byte(g.Key))
 	}
-	if l.Container == nil || sameService(g) {
+	if sameService(g) {
 		b = jsonService(b, g.Oldest())
 	}
 	if rate, ok := l.Growth[g.Key]; ok {
 		b = strconv.AppendFloat(key(b, "stated.leak.growth_per_hour"), rate*3600, 'f', 1, 64)
 	}
-	if f := l.flow(g.Oldest().Owners()); f.In+f.Out > 0 {
+	if f := p.flow; f.In+f.Out > 0 {
 		b = number(b, "stated.leak.close_wait.entered", int64(f.In))
 		b = number(b, "stated.leak.close_wait.left", int64(f.Out))
 	}
@@ -149,10 +155,13 @@ func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group) []byte {
 		b = append(b, `{"local":"`...)
 		b = append(f.Local.AppendTo(b), `","peer":"`...)
 		b = append(f.Peer.AppendTo(b), '"')
+		b = number(b, "netns", int64(f.Netns))
 		b = number(b, "age_ns", f.Age.Min)
 		b = text(b, "verdict", f.Verdict.String())
+		if owners := f.Owners(); len(f.Holders) > 0 || len(owners) == 1 {
+			b = number(b, "pid", int64(owners[0].PID))
+		}
 		if len(f.Holders) > 0 {
-			b = number(b, "pid", int64(f.Holders[0].PID))
 			b = number(b, "fd", int64(f.Holders[0].FDs[0]))
 			b = jsonWait(b, "wait", l.waitOn(f.Socket))
 		}

@@ -114,7 +114,7 @@ func leaksByContainer() *Leaks {
 		return ""
 	}
 	l := leaksOf(leak.ByContainer(in), false)
-	l.Container = func(g *leak.Group) string { return g.Key }
+	l.By = ByContainer
 	of := l.Processes
 	l.Processes = func(t event.Task) Process {
 		p := of(t)
@@ -163,7 +163,7 @@ func TestLeaksGolden(t *testing.T) {
 		f func(*Writer)
 	}{
 		"leaks.text":     {Options{}, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) }},
-		"leaks.wide":     {Options{Format: FormatWide}, func(w *Writer) { w.Leaks(leaksOf(leak.ByPeer, false)) }},
+		"leaks.wide":     {Options{Format: FormatWide}, func(w *Writer) { w.Leaks(leaksBy(ByPeer, leak.ByPeer)) }},
 		"leaks.json":     {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) }},
 		"each.json":      {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksOf(leak.ByNone, true)) }},
 		"container.text": {Options{}, func(w *Writer) { w.Leaks(leaksByContainer()) }},

@@ -57,10 +57,11 @@ func (r *Writer) lineOf(indent int, style string, text []byte) {
 }
 
 func (r *Writer) textLeak(l *Leaks, g *leak.Group) {
-	owners := l.owners(g)
-	r.wrapped(0, styleBold, r.appendHeadline(r.line[:0], l, g, owners))
+	p := l.parties(g)
+	owners := p.owners
+	r.wrapped(0, styleBold, r.appendHeadline(r.line[:0], l, g, &p))
 	for _, t := range owners {
-		if text := appendProcess(r.line[:0], l.Processes(t), len(owners) > 1, &t); len(text) > 0 {
+		if text := appendProcess(r.line[:0], l.Processes(t), p.several(), &t); len(text) > 0 {
 			r.lineOf(2, styleDim, text)
 		}
 	}
@@ -69,56 +70,62 @@ func (r *Writer) textLeak(l *Leaks, g *leak.Group) {
 			r.textVerdict(g, leak.Verdict(v), n)
 		}
 	}
-	if f := l.flow(owners); f.In+f.Out > 0 {
+	if f := p.flow; f.In+f.Out > 0 {
 		b := strconv.AppendUint(append(r.line[:0], "while watched, "...), f.In, 10)
 		b = strconv.AppendUint(append(b, " came into CLOSE_WAIT and "...), f.Out, 10)
-		r.lineOf(2, "", append(b, " left it, of this process"...))
+		b = append(b, " left it, of this process"...)
+		if p.several() {
+			b = append(b[:len(b)-len("this process")], "these processes"...)
+		}
+		r.lineOf(2, "", b)
 	}
 	if idle := g.CommonIdle(); idle != 0 {
 		b := AppendDuration(append(r.line[:0], "most were closed by the peer after about "...), idle)
 		r.wrapped(2, "", append(b, " of silence: its keep-alive time-out is shorter than ours"...))
 	}
-	r.textFDs(l, g, owners)
+	r.textFDs(l, g, &p)
 	if l.Stacks {
 		r.textOrigins(g)
 	}
 	shown := min(len(g.Findings), l.Examples)
 	for i := range g.Findings[:shown] {
-		r.textFinding(l, &g.Findings[i], g)
+		r.textFinding(l, &g.Findings[i], g, &p)
 	}
 	if more := len(g.Findings) - shown; more > 0 {
 		r.lineOf(4, styleDim, append(appendInt(append(r.line[:0], "and "...), int64(more)), " more"...))
 	}
-	r.textAdvice(l, g, owners)
+	r.textAdvice(l, g, &p)
 	r.buf = append(r.buf, '\n')
 }
 
 // appendHeadline says who holds how many of what.
-func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, owners []event.Task) []byte {
-	if l.Container != nil {
-		b = l.appendContainer(b, g, owners)
-	}
-	for i, t := range owners {
+func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, p *parties) []byte {
+	b, told := l.appendCommon(b, g, p)
+	for i, t := range p.owners {
 		if i > 0 {
 			b = append(b, ", "...)
 		}
 		b = AppendTask(b, &t)
 	}
+	if p.more > 0 {
+		b = append(appendInt(append(b, " and "...), int64(p.more)), " more"...)
+	}
 	switch f := g.Oldest(); {
-	case len(owners) == 0 && f.Orphan():
+	case len(p.owners) == 0 && f.Orphan():
 		b = append(b, "no process"...)
-	case len(owners) == 0 && g.Kernel():
+	case len(p.owners) == 0 && g.Kernel():
 		b = append(b, "the kernel itself (NFS, SMC or the like)"...)
-	case len(owners) == 0:
+	case len(p.owners) == 0:
 		b = append(b, "a process that was not found"...)
-	case g.Verdicts[leak.NotAccepted] == len(g.Findings) && len(owners) > 1:
+	case g.Verdicts[leak.NotAccepted] == len(g.Findings) && len(p.owners) > 1 && !p.mixed:
 		b = append(b, " (one of them)"...)
 	}
 	b = append(b, ": "...)
 	b = appendCounts(b, g, r.opts.Names)
 	role, service := g.Oldest().Service()
 	switch {
-	case l.Container != nil && !sameService(g):
+	case told:
+	case !sameService(g):
 		b = append(b, ", of several services"...)
 	case role == lifecycle.RoleServer:
 		b = appendInt(append(b, ", came in at port "...), int64(service.Port()))
@@ -230,7 +237,7 @@ func (r *Writer) textVerdict(g *leak.Group, v leak.Verdict, n int) {
 	if v != leak.NotAccepted {
 		return
 	}
-	for _, s := range g.Oldest().Listeners {
+	for _, s := range queues(g) {
 		b := AppendAddr(append(r.line[:0], "listener "...), s.Local)
 		waiting, limit := s.Queue()
 		b = appendInt(append(b, ": "...), waiting)
@@ -243,20 +250,20 @@ func (r *Writer) textVerdict(g *leak.Group, v leak.Verdict, n int) {
 }
 
 // textFDs says how near the processes are to their limits.
-func (r *Writer) textFDs(l *Leaks, g *leak.Group, owners []event.Task) {
-	for _, t := range owners {
+func (r *Writer) textFDs(l *Leaks, g *leak.Group, of *parties) {
+	for _, t := range of.owners {
 		p := l.Processes(t)
 		if p.FDLimit == 0 || p.FDs == 0 {
 			continue
 		}
 		b := r.line[:0]
-		if len(owners) > 1 {
+		if of.several() {
 			b = append(AppendTask(b, &t), ": "...)
 		}
 		b = append(AppendGrouped(b, p.FDs), " of "...)
 		b = append(AppendGrouped(b, p.FDLimit), " descriptors used"...)
 		style := ""
-		if left, ok := l.Exhaustion(g, p); ok {
+		if left, ok := l.Exhaustion(g, p); ok && !of.mixed {
 			b = append(AppendDuration(append(b, "; none left in about "...), left), " at this rate"...)
 			style = styleRed
 		}
@@ -278,8 +285,8 @@ func AppendGrouped(b []byte, n int) []byte {
 
 // textFinding shows one socket and who waits on it: behind it, or below where
 // there is no room.
-func (r *Writer) textFinding(l *Leaks, f *leak.Finding, g *leak.Group) {
-	b := r.appendFinding(r.line[:0], l, f, g)
+func (r *Writer) textFinding(l *Leaks, f *leak.Finding, g *leak.Group, p *parties) {
+	b := r.appendFinding(r.line[:0], f, g, p)
 	wait := appendWait(nil, l.waitOn(f.Socket), f.Socket)
 	if len(wait) == 0 || r.opts.Format != FormatText || 4+utf8.RuneCount(b)+utf8.RuneCount(wait) <= Width {
 		r.lineOf(4, "", append(b, wait...))
@@ -290,15 +297,14 @@ func (r *Writer) textFinding(l *Leaks, f *leak.Finding, g *leak.Group) {
 }
 
 // appendFinding shows what a socket itself tells.
-func (r *Writer) appendFinding(b []byte, l *Leaks, f *leak.Finding, g *leak.Group) []byte {
+func (r *Writer) appendFinding(b []byte, f *leak.Finding, g *leak.Group, p *parties) []byte {
 	at := len(b)
-	several := l.Container != nil || len(g.Oldest().Owners()) > 1
 	for i := range f.Holders {
 		h := &f.Holders[i]
 		if i > 0 {
 			b = append(b, ", "...)
 		}
-		if several {
+		if p.several() {
 			b = append(appendInt(append(b, "pid "...), int64(h.PID)), ' ')
 		}
 		b = appendFDs(append(b, "fd "...), h)
@@ -310,11 +316,25 @@ func (r *Writer) appendFinding(b []byte, l *Leaks, f *leak.Finding, g *leak.Grou
 		b = append(appendInt(b, int64(n)), " held elsewhere"...)
 	}
 	if len(f.Holders) == 0 && f.NotAccepted() {
-		b = append(b, "in the queue"...)
+		if !p.mixed {
+			b = append(b, "in the queue"...)
+		}
+		for i, t := range f.Owners() {
+			if p.mixed {
+				b = appendInt(append(b, [2]string{"queue of pid ", ", "}[min(i, 1)]...), int64(t.PID))
+			}
+		}
 	}
-	b = pad(b, at, 12)
-	b = pad(AppendAge(append(b, "  "...), f.Age), at, 22)
+	width := 12
+	if p.mixed {
+		width = len("pid 1234567 fd 12")
+	}
+	b = pad(b, at, width)
+	b = pad(AppendAge(append(b, "  "...), f.Age), at, width+10)
 	b = AppendEnds(append(b, "  "...), f.Socket)
+	if p.networks > 1 && r.opts.Format != FormatWide {
+		b = appendInt(append(b, "  netns:"...), int64(f.Netns))
+	}
 	if g.Verdicts[f.Verdict] < len(g.Findings) {
 		b = append(append(b, "  "...), f.Verdict.String()...)
 	}
@@ -339,27 +359,41 @@ func pad(b []byte, at, width int) []byte {
 }
 
 // textAdvice says what to look for and how to get rid of the sockets. stated
-// does none of it.
-func (r *Writer) textAdvice(l *Leaks, g *leak.Group, owners []event.Task) {
+// does none of it. Where not all sockets are of one process, it is about one of them.
+func (r *Writer) textAdvice(l *Leaks, g *leak.Group, p *parties) {
 	worst := worstVerdict(g)
-	if advice[worst] == "" || len(owners) == 0 {
+	of := slices.IndexFunc(g.Findings, func(f leak.Finding) bool { return f.Verdict == worst && len(f.Owners()) > 0 })
+	if advice[worst] == "" || of < 0 {
 		return
 	}
-	of := slices.IndexFunc(g.Findings, func(f leak.Finding) bool { return f.Verdict == worst })
 	r.wrapped(2, "", append(append(r.line[:0], "next: "...), Advice(&g.Findings[of])...))
-	pid := int64(owners[0].PID)
-	b := appendInt(append(r.line[:0], "threads: gdb -p "...), pid)
+	owner := g.Findings[of].Owners()[0]
+	b := append(r.line[:0], "threads: gdb -p "...)
+	if p.mixed {
+		b = append(AppendTask(append(r.line[:0], "threads of "...), &owner), ": gdb -p "...)
+	}
+	b = appendInt(b, int64(owner.PID))
 	r.lineOf(8, styleDim, append(b, " -batch -ex 'thread apply all bt'"...))
-	if unit := l.Processes(owners[0]).Unit; unit != "" && safeWord(unit) {
+	unit := l.Processes(owner).Unit
+	same := p.more == 0 && !slices.ContainsFunc(p.owners, func(t event.Task) bool { return l.Processes(t).Unit != unit })
+	if unit != "" && safeWord(unit) && (same || !p.mixed) {
 		r.lineOf(8, styleDim, append(append(r.line[:0], "restart: systemctl restart "...), unit...))
 	}
-	at := slices.IndexFunc(g.Findings, func(f leak.Finding) bool { return len(f.Holders) > 0 && !f.HalfClosed() })
+	closable := func(f leak.Finding) bool { return len(f.Holders) > 0 && !f.HalfClosed() }
+	at := slices.IndexFunc(g.Findings[of:], closable) + of
+	if at < of {
+		at = slices.IndexFunc(g.Findings, closable)
+	}
 	if at < 0 {
 		return
 	}
 	f := &g.Findings[at]
 	h := f.Holders[0]
-	b = appendInt(append(r.line[:0], "close one from outside: gdb -p "...), int64(h.PID))
+	b = append(r.line[:0], "close one from outside: gdb -p "...)
+	if p.mixed {
+		b = append(AppendTask(append(r.line[:0], "close one of "...), &h.Task), " from outside: gdb -p "...)
+	}
+	b = appendInt(b, int64(h.PID))
 	b = appendInt(append(b, " -batch -ex 'call (int)close("...), int64(h.FDs[0]))
 	r.lineOf(8, styleDim, append(b, ")'"...))
 	if f.New != event.StateClose {
