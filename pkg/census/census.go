@@ -67,7 +67,11 @@ func (s *Socket) Hidden() bool {
 
 // Elsewhere returns how many references to the open file are not among the
 // descriptors that were found: held by a system call at work, a message on a
-// unix socket, io_uring, or a process that came meanwhile.
+// unix socket, io_uring, or a process that came meanwhile. While somebody waits on
+// a socket that a process holds, one does not count: poll() and select() refer to
+// the file until they return (__pollwait in fs/select.c), as does recv() of one
+// thread of several, and that is no other holder. epoll does not, so one of
+// somebody else may be missed.
 func (s *Socket) Elsewhere() int {
 	if s.Kernel() {
 		return 0 // the kernel's own reference
@@ -75,6 +79,9 @@ func (s *Socket) Elsewhere() int {
 	n := int(s.References)
 	for _, h := range s.Holders {
 		n -= len(h.FDs)
+	}
+	if s.Waited && len(s.Holders) > 0 {
+		n--
 	}
 	return max(n, 0)
 }

@@ -35,3 +35,29 @@ func TestRestore(t *testing.T) {
 		}
 	}
 }
+
+// TestElsewhere: who waits on a socket does not hold it once more.
+func TestElsewhere(t *testing.T) {
+	for name, tt := range map[string]struct {
+		references uint32
+		waited     bool
+		fds        []int32
+		want       int
+	}{
+		"held":               {1, false, []int32{5}, 0},
+		"polled":             {2, true, []int32{5}, 0},
+		"watched by epoll":   {1, true, []int32{5}, 0},
+		"polled, and in SCM": {3, true, []int32{5}, 1},
+		"duplicated":         {3, true, []int32{5, 6}, 0},
+		"in SCM":             {2, false, []int32{5}, 1},
+		"in io_uring only":   {1, true, nil, 1},
+	} {
+		s := Socket{Sighting: event.Sighting{References: tt.references, Waited: tt.waited}}
+		if tt.fds != nil {
+			s.Holders = []Holder{{FDs: tt.fds}}
+		}
+		if got := s.Elsewhere(); got != tt.want {
+			t.Errorf("%s: %d", name, got)
+		}
+	}
+}

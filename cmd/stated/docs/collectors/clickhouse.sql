@@ -140,6 +140,7 @@ CREATE TABLE stated
     `stated.tcp.rx_queue_bytes` Nullable(Int64),
     `stated.tcp.srtt_us` Nullable(Int64),
     `stated.tcp.tx_queue_bytes` Nullable(Int64),
+    `stated.time_wait.full` Nullable(UInt8),
     `timestamp` String,
     `user.id` String
 )
