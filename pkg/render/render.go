@@ -225,7 +225,7 @@ func appendOutcome(b []byte, c *lifecycle.Conn) []byte {
 	if c.Outcome == lifecycle.OutcomeClosed {
 		switch c.Initiator {
 		case lifecycle.InitiatorLocal:
-			return append(b, "closed by us"...)
+			return appendBy(append(b, "closed"...), c)
 		case lifecycle.InitiatorPeer:
 			return append(b, "closed by peer"...)
 		case lifecycle.InitiatorBoth:
@@ -238,6 +238,9 @@ func appendOutcome(b []byte, c *lifecycle.Conn) []byte {
 	}
 	if c.Outcome == lifecycle.OutcomeResetProtocol && c.Reset == event.ResetAbortOnMemory {
 		return append(b, "reset by us: too many orphans, or no memory"...) // tcp_check_oom
+	}
+	if before, behind, ours := strings.Cut(phrases[c.Outcome], " by us"); ours {
+		return append(appendBy(append(b, before...), c), behind...)
 	}
 	b = append(b, phrases[c.Outcome]...)
 	switch c.Outcome {
@@ -259,6 +262,17 @@ func appendOutcome(b []byte, c *lifecycle.Conn) []byte {
 		}
 	}
 	return b
+}
+
+// appendBy adds that our end did it, by name where that was another process than the
+// owner: a server may accept in one, and close in another. What the kernel does by
+// itself, after a process has closed or not, is none's.
+func appendBy(b []byte, c *lifecycle.Conn) []byte {
+	byItself := c.Outcome == lifecycle.OutcomeResetKeepalive || c.Outcome == lifecycle.OutcomeResetProtocol
+	if c.Closer == nil || c.Closer.IsZero() || c.Closer.PID == c.Owner.PID || byItself {
+		return append(b, " by us"...)
+	}
+	return AppendTask(append(b, " by "...), c.Closer)
 }
 
 // AppendTask adds name[pid], or - for nobody.

@@ -284,3 +284,33 @@ func TestOrphanReset(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestCloser: who closed is named where the owner did not.
+func TestCloser(t *testing.T) {
+	postmaster, backend := event.Task{PID: 12452, Comm: event.MakeComm("postgres")}, event.Task{PID: 12571, Comm: event.MakeComm("postgres")}
+	for _, tt := range []struct {
+		outcome   lifecycle.Outcome
+		initiator lifecycle.Initiator
+		closer    *event.Task
+		want      string
+	}{
+		{lifecycle.OutcomeClosed, lifecycle.InitiatorLocal, &backend, "closed by postgres[12571]"},
+		{lifecycle.OutcomeClosed, lifecycle.InitiatorLocal, &postmaster, "closed by us"},
+		{lifecycle.OutcomeClosed, lifecycle.InitiatorLocal, nil, "closed by us"},
+		{lifecycle.OutcomeClosed, lifecycle.InitiatorPeer, &backend, "closed by peer"},
+		{lifecycle.OutcomeResetUnreadData, lifecycle.InitiatorLocal, &backend, "reset by postgres[12571]: unread data"},
+		{lifecycle.OutcomeResetLinger, lifecycle.InitiatorLocal, &postmaster, "reset by us: linger 0 or disconnect"},
+		{lifecycle.OutcomeConnectCancelled, lifecycle.InitiatorLocal, &backend, "connect cancelled by postgres[12571]"},
+		{lifecycle.OutcomeResetKeepalive, lifecycle.InitiatorLocal, &backend, "reset by us: keep-alive unanswered"},
+		{lifecycle.OutcomeKilled, lifecycle.InitiatorLocal, &backend, "killed by postgres[12571]"},
+	} {
+		c := &lifecycle.Conn{Shared: &lifecycle.Shared{}, Outcome: tt.outcome, Initiator: tt.initiator, Closer: tt.closer}
+		c.Owner = lifecycle.Owner{Task: postmaster, Source: event.OwnerAccept}
+		if got := string(appendOutcome(nil, c)); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.outcome, got, tt.want)
+		}
+		if got := render(Options{Format: FormatJSON}, func(w *Writer) { w.Finished(c) }); !strings.Contains(got, tt.want) {
+			t.Error(got)
+		}
+	}
+}
