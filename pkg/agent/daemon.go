@@ -55,6 +55,7 @@ type delivery struct {
 	kill   context.CancelFunc // end now
 	done   chan struct{}
 	says   complaints
+	gaps   *burst
 }
 
 // StartDaemon opens the spool and the sinks and begins to deliver what an
@@ -92,6 +93,7 @@ func StartDaemon(cfg *Config, host render.Host, want *filter.Filter, log *slog.L
 	d.queue = newQueue(d.spool, log, every, cfg.Spool.OnFull)
 	d.Processes = cfg.Enrich.processes()
 	d.Stream = newStream(d.queue, host, cfg.choice(want), d.Processes.Of)
+	d.Stream.lost = newBurst(lostEvents(log, cfg.Spool.OnFull))
 	return d, nil
 }
 
@@ -111,6 +113,9 @@ func (c *Config) choice(want *filter.Filter) *choice {
 func (d *Daemon) start(c *SinkConfig, made sink.Sink) error {
 	s := &delivery{cfg: *c, done: make(chan struct{}), sink: made,
 		says: complaints{log: d.Log.With("sink", c.Name), last: make(map[string]complaint)}}
+	s.gaps = newBurst(func(n uint64, why string, in time.Duration) {
+		d.Log.Warn("records are missing in the spool", "sink", c.Name, "records", n, "in", in, "why", why)
+	})
 	var err error
 	if s.sink == nil {
 		s.sink, err = newSink(c)
@@ -148,7 +153,7 @@ func (d *Daemon) work(s *delivery) {
 		},
 		Recovered: func() { clear(s.says.last); d.Log.Info("the sink takes records again", "sink", s.cfg.Name) },
 		Gap: func(e spool.Entry) []byte {
-			d.Log.Warn("records are missing in the spool", "sink", s.cfg.Name, "records", e.Missing, "damaged", e.Damaged)
+			s.gaps.add(e.Missing, whyMissing(e, d.spool.Stats()))
 			return render.GapRecord(d.host, render.Gap{UID: fmt.Sprintf("%s-gap-%s-%d", d.host.RunID, s.cfg.Name, e.End()),
 				Wall: time.Now().UnixNano(), Stage: "spool", Sink: s.cfg.Name, Records: e.Missing, Damaged: e.Damaged})
 		},
@@ -174,6 +179,7 @@ func (d *Daemon) Run(ctx context.Context, loop *Loop) error {
 func (d *Daemon) Close() (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.Stream.lost.end()
 	deadline := time.AfterFunc(d.cfg.Drain, func() { close(d.queue.stop) })
 	d.queue.close()
 	deadline.Stop()
@@ -231,6 +237,7 @@ func (s *delivery) close() error {
 	if err := s.wait(); err != nil {
 		return err // and leave it all to the end of the process
 	}
+	s.gaps.end()
 	return errors.Join(s.sink.Close(), s.dead.Close())
 }
 

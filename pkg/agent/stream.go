@@ -30,6 +30,7 @@ type Stream struct {
 	OnIdle func()
 
 	findings *findings // may be nil
+	lost     *burst    // may be nil
 
 	out     *render.Writer
 	choice  atomic.Pointer[choice]
@@ -60,7 +61,12 @@ func (s *Stream) apply() *choice {
 }
 
 // Event implements Consumer.
-func (s *Stream) Event(e *event.Event) { s.conns.Event(e) }
+func (s *Stream) Event(e *event.Event) {
+	if e.Kind == event.KindLost {
+		s.lost.add(e.Count, "")
+	}
+	s.conns.Event(e)
+}
 
 // Transition implements lifecycle.Observer.
 func (s *Stream) Transition(c *lifecycle.Conn, e *event.Event) {
