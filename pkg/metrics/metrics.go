@@ -74,18 +74,18 @@ func histogram(name, help string, buckets []float64, labels ...string) *promethe
 // New makes the metrics.
 func New(src Sources) *Metrics {
 	m := &Metrics{src: src, roles: make(map[lifecycle.Role]prometheus.Observer),
-		inState: histogram("stated_tcp_state_duration_seconds", "Time that connections which have ended were in a state, where its beginning was seen.", spans, "state"),
-		lasted:  histogram("stated_tcp_connection_duration_seconds", "Time from the first state to the end of connections that were seen from the start.", spans, "role"),
-		connect: histogram("stated_tcp_connect_duration_seconds", "Time in SYN_SENT of connections that were opened here.", spans, "result"),
+		inState: histogram("stated_tcp_state_duration_seconds", "Time that connections which have ended were in a state, where its beginning was seen."+ofAll, spans, "state"),
+		lasted:  histogram("stated_tcp_connection_duration_seconds", "Time from the first state to the end of connections that were seen from the start."+ofAll, spans, "role"),
+		connect: histogram("stated_tcp_connect_duration_seconds", "Time in SYN_SENT of connections that were opened here."+ofAll, spans, "result"),
 		latency: histogram("stated_event_latency_seconds", "Time from the kernel's event to the acknowledgement of its record by the sink.", []float64{0.01, 0.1, 1, 10, 60, 600, 3600, 86400}, "sink"),
 		sync: prometheus.NewHistogram(options("stated_spool_sync_seconds", "Time that the disk took to make what is in the spool durable.",
 			[]float64{1e-4, 1e-3, 1e-2, 0.1, 1, 10})),
 		snapshot: prometheus.NewHistogram(options("stated_reconcile_duration_seconds", "Time that a snapshot of all sockets took, which the table is compared with.",
 			[]float64{1e-3, 1e-2, 0.1, 1, 10, 60})),
 		closed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "stated_tcp_connections_closed_total",
-			Help: "Connections that ended."}, []string{"role", "reason", "initiator"}),
+			Help: "Connections that ended." + ofAll}, []string{"role", "reason", "initiator"}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "stated_tcp_connect_failures_total",
-			Help: "Connections opened here that were never established."}, []string{"reason"}),
+			Help: "Connections opened here that were never established." + ofAll}, []string{"reason"}),
 	}
 	return m
 }
@@ -171,10 +171,10 @@ func counter(name, help string, labels ...string) desc {
 
 var (
 	buildInfo    = gauge("build_info", "What is running; always 1.", "version", "goversion")
-	connections  = gauge("tcp_connections", "Connections that have not ended.", "state", "family", "role")
-	transitions  = counter("tcp_state_transitions_total", "Changes of state.", "from", "to")
-	oldestAge    = gauge("tcp_state_oldest_age_seconds", "Age of the oldest socket in a state, at least.", "state", "executable")
-	stateSockets = gauge("tcp_state_sockets", "Sockets in a state.", "state", "executable")
+	connections  = gauge("tcp_connections", "Connections that have not ended."+ofAll, "state", "family", "role")
+	transitions  = counter("tcp_state_transitions_total", "Changes of state."+ofAll, "from", "to")
+	oldestAge    = gauge("tcp_state_oldest_age_seconds", "Age of the oldest socket in a state, at least."+ofAll, "state", "executable")
+	stateSockets = gauge("tcp_state_sockets", "Sockets in a state."+ofAll, "state", "executable")
 	tracked      = gauge("tracked_sockets", "Sockets in the table: open, ended with a descriptor that is still open, or lingering.")
 	trackedLimit = gauge("tracked_sockets_limit", "Sockets that the table has room for.")
 	evicted      = counter("tracked_sockets_evicted_total", "Connections given up because the table was full.")
@@ -185,11 +185,11 @@ var (
 	repaired     = counter("reconcile_corrections_total", "What a snapshot put right in the table: sockets found in another state (moved) or gone, TIME_WAIT and its like found gone (linger_gone).", "kind")
 	requests     = counter("tcp_half_open_total", "SYNs that were answered, where the kernel tells.")
 	untold       = counter("tcp_half_open_untold_total", "Of those, counted only: too many came at once.")
-	leakFindings = gauge("leak_findings", "Groups of leaked sockets that the last look found, by process and service.")
-	leakVerdicts = gauge("leak_verdict_sockets", "Leaked sockets, by why they are stuck.", "verdict")
-	leakSockets  = gauge("leak_sockets", "Leaked sockets.", "state", "executable")
-	leakGrowth   = gauge("leak_growth_per_second", "Leaked sockets that come each second, over the last hour.", "executable")
-	leakEnd      = gauge("leak_fd_exhaustion_seconds", "Time until the first process of the executable has no descriptors left, if it goes on leaking like this.", "executable")
+	leakFindings = gauge("leak_findings", "Groups of leaked sockets that the last look found, by process and service."+ofWanted)
+	leakVerdicts = gauge("leak_verdict_sockets", "Leaked sockets, by why they are stuck."+ofWanted, "verdict")
+	leakSockets  = gauge("leak_sockets", "Leaked sockets."+ofWanted, "state", "executable")
+	leakGrowth   = gauge("leak_growth_per_second", "Leaked sockets that come each second, over the last hour."+ofWanted, "executable")
+	leakEnd      = gauge("leak_fd_exhaustion_seconds", "Time until the first process of the executable has no descriptors left, if it goes on leaking like this."+ofWanted, "executable")
 	gaps         = counter("tcp_connections_with_gap_total", "Connections of which an event was missing.")
 	events       = counter("events_total", "Events that the kernel side made.")
 	lost         = counter("events_lost_total", "Events lost by the ring buffer, and records lost before or in the spool.", "stage")
@@ -213,6 +213,13 @@ var (
 	sinkRejected = counter("sink_rejected_total", "Records that the sink will never take.", "sink")
 	sinkMissing  = counter("sink_missing_total", "Records that were gone from the spool before the sink got them.", "sink")
 	sinkDouble   = counter("sink_duplicates_possible_total", "Records sent again without knowing whether they had arrived.", "sink")
+)
+
+// What the key filter of the configuration does to a metric, where a reader of the
+// one kind beside the other could be misled.
+const (
+	ofAll    = " Of all connections, whatever 'filter' says."
+	ofWanted = " Of sockets that 'filter' wants."
 )
 
 // Describe implements prometheus.Collector: the metrics depend on the sinks, so

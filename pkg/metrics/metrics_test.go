@@ -316,3 +316,29 @@ func TestSparse(t *testing.T) {
 		t.Errorf("%q", out.String())
 	}
 }
+
+// TestHelpSaysOfWhich: the metrics of leaks obey the filter, and those of connections
+// do not; who looks at both has to be told.
+func TestHelpSaysOfWhich(t *testing.T) {
+	text, err := os.ReadFile("testdata/page.golden")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		help, ok := strings.CutPrefix(line, "# HELP ")
+		if !ok {
+			continue
+		}
+		name, _, _ := strings.Cut(help, " ")
+		switch {
+		case strings.HasPrefix(name, "stated_leak_"):
+			if !strings.Contains(help, ofWanted) {
+				t.Errorf("does not say that the filter counts: %s", help)
+			}
+		case strings.HasPrefix(name, "stated_tcp_state_"), strings.HasPrefix(name, "stated_tcp_connect"):
+			if !strings.Contains(help, ofAll) && name != "stated_tcp_connections_with_gap_total" {
+				t.Errorf("does not say that the filter does not count: %s", help)
+			}
+		}
+	}
+}
