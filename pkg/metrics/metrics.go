@@ -74,8 +74,8 @@ func histogram(name, help string, buckets []float64, labels ...string) *promethe
 // New makes the metrics.
 func New(src Sources) *Metrics {
 	m := &Metrics{src: src, roles: make(map[lifecycle.Role]prometheus.Observer),
-		inState: histogram("stated_tcp_state_duration_seconds", "Time that connections which have ended were in a state, where its beginning was seen."+ofAll, spans, "state"),
-		lasted:  histogram("stated_tcp_connection_duration_seconds", "Time from the first state to the end of connections that were seen from the start."+ofAll, spans, "role"),
+		inState: histogram("stated_tcp_state_duration_seconds", "Time that connections which have ended were in a state; without states that began before stated, and what is inferred of connections with a gap."+ofAll, spans, "state"),
+		lasted:  histogram("stated_tcp_connection_duration_seconds", "Time from the first state to the end of connections; without those that began before stated, and those with a gap."+ofAll, spans, "role"),
 		connect: histogram("stated_tcp_connect_duration_seconds", "Time in SYN_SENT of connections that were opened here."+ofAll, spans, "result"),
 		latency: histogram("stated_event_latency_seconds", "Time from the kernel's event to the acknowledgement of its record by the sink.", []float64{0.01, 0.1, 1, 10, 60, 600, 3600, 86400}, "sink"),
 		sync: prometheus.NewHistogram(options("stated_spool_sync_seconds", "Time that the disk took to make what is in the spool durable.",
@@ -100,7 +100,7 @@ func (m *Metrics) Finished(c *lifecycle.Conn) {
 		return // given up, and still open
 	}
 	for i, s := range c.Spans.All() {
-		if s.Known != lifecycle.Seen || s.Start == 0 {
+		if !known(c, s.Known) || s.Start == 0 {
 			continue
 		}
 		o := m.states[s.State]
@@ -110,7 +110,7 @@ func (m *Metrics) Finished(c *lifecycle.Conn) {
 		}
 		o.Observe(seconds(c.SpanEnd(i, c.End) - s.Start))
 	}
-	if start, known := c.Start(); known == lifecycle.Seen && c.FromStart && !c.Gap {
+	if start, how := c.Start(); known(c, how) && c.FromStart && !c.Gap {
 		o := m.roles[c.Role]
 		if o == nil {
 			o = m.lasted.WithLabelValues(c.Role.String())
@@ -119,6 +119,13 @@ func (m *Metrics) Finished(c *lifecycle.Conn) {
 		o.Observe(seconds(c.End - start))
 	}
 	m.connected(c)
+}
+
+// known reports whether a time is good enough to count with. Without trampolines the
+// beginning of SYN_RECV is inferred from the round trip, and some microseconds off;
+// across a gap it is anywhere in it.
+func known(c *lifecycle.Conn, how lifecycle.Known) bool {
+	return how == lifecycle.Seen || how == lifecycle.Inferred && !c.Gap
 }
 
 // connected counts a connect() and how it went.

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/stated-tcp/stated/pkg/census"
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/leak"
@@ -341,4 +343,50 @@ func TestHelpSaysOfWhich(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestInferredCounts: without trampolines the SYN_RECV of almost all connections of a
+// server is inferred, and they are counted; what began before stated is not, nor what
+// is inferred across a gap.
+func TestInferredCounts(t *testing.T) {
+	for name, tt := range map[string]struct {
+		start     int64
+		known     lifecycle.Known
+		fromStart bool
+		gap       bool
+		lasted    uint64 // connections counted
+		states    uint64
+	}{
+		"seen":     {1000 * ms, lifecycle.Seen, true, false, 1, 2},
+		"inferred": {1000 * ms, lifecycle.Inferred, true, false, 1, 2},
+		"at least": {1000 * ms, lifecycle.AtLeast, false, false, 0, 1},
+		"gap":      {1000 * ms, lifecycle.Inferred, true, true, 0, 1},
+	} {
+		m := New(Sources{})
+		c := &lifecycle.Conn{Shared: &lifecycle.Shared{}, Role: lifecycle.RoleServer, FromStart: tt.fromStart, Gap: tt.gap, FirstEvent: tt.start, End: 3000 * ms, State: event.StateClose,
+			Spans: lifecycle.PathOf(lifecycle.Span{Start: tt.start, State: event.StateSynRecv, Known: tt.known}, lifecycle.Span{Start: 1001 * ms, State: event.StateEstablished})}
+		m.Finished(c)
+		if got := observed(t, m.lasted); got != tt.lasted {
+			t.Errorf("%s: %d connections, want %d", name, got, tt.lasted)
+		}
+		if got := observed(t, m.inState); got != tt.states {
+			t.Errorf("%s: %d states, want %d", name, got, tt.states)
+		}
+	}
+}
+
+// observed counts what went into a histogram.
+func observed(t *testing.T, c prometheus.Collector) (n uint64) {
+	r := prometheus.NewRegistry()
+	r.MustRegister(c)
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			n += m.GetHistogram().GetSampleCount()
+		}
+	}
+	return n
 }
