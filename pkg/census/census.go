@@ -52,6 +52,35 @@ func (s *Socket) NotAccepted() bool {
 	return s.Flags.Has(event.FlagNoSocket) && s.Flags&(event.FlagDead|event.FlagMini|event.FlagMPTCP) == 0 && s.New != event.StateListen
 }
 
+// HalfOpen reports whether the handshake is not over yet: what the kernel has of
+// the connection belongs to the listener, and to no process before accept().
+func (s *Socket) HalfOpen() bool {
+	return s.Flags.Has(event.FlagMini) && (s.New == event.StateSynRecv || s.New == event.StateNewSynRecv)
+}
+
+// Listened reports whether the connection is its listener's as yet.
+func (s *Socket) Listened() bool { return s.NotAccepted() || s.HalfOpen() }
+
+// Owners returns the processes that hold the socket. Of a connection that nobody
+// accepted these are the holders of its listener.
+func (s *Socket) Owners() []event.Task {
+	var tasks []event.Task
+	add := func(holders []Holder) {
+		for _, h := range holders {
+			if !slices.ContainsFunc(tasks, func(have event.Task) bool { return have.PID == h.PID }) {
+				tasks = append(tasks, h.Task)
+			}
+		}
+	}
+	add(s.Holders)
+	if s.Listened() {
+		for _, l := range s.Listeners {
+			add(l.Holders)
+		}
+	}
+	return tasks
+}
+
 // Queue returns how many connections wait in the queue of a listener, and how
 // many may: one more than its backlog (sk_acceptq_is_full in include/net/sock.h).
 func (s *Socket) Queue() (waiting, limit int64) {
@@ -89,12 +118,14 @@ func (s *Socket) Elsewhere() int {
 // Kernel reports whether the kernel itself has the socket, for NFS, SMC or the
 // like, and no process a descriptor of it.
 func (s *Socket) Kernel() bool {
-	return s.Flags.Has(event.FlagKernel) && len(s.Holders) == 0 && !s.Orphan() && !s.NotAccepted()
+	return s.Flags.Has(event.FlagKernel) && len(s.Holders) == 0 && !s.Orphan() && !s.Listened()
 }
 
 // Orphan reports whether no process holds the socket any more: the kernel
 // finishes the connection alone.
-func (s *Socket) Orphan() bool { return s.Flags&(event.FlagDead|event.FlagMini) != 0 }
+func (s *Socket) Orphan() bool {
+	return s.Flags&(event.FlagDead|event.FlagMini) != 0 && !s.HalfOpen()
+}
 
 // Census is the sockets of a host at one moment. Add all sightings, then
 // Complete, then read Sockets.

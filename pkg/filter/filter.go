@@ -224,5 +224,5 @@ func (f *Filter) Socket(s *census.Socket) bool {
 			return f.Conn(&c) == Yes
 		})
 	}
-	return match(s) || s.NotAccepted() && slices.ContainsFunc(s.Listeners, match)
+	return match(s) || s.Listened() && slices.ContainsFunc(s.Listeners, match)
 }

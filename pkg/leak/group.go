@@ -33,28 +33,6 @@ type Flow struct{ In, Out uint64 }
 // Oldest returns the finding that has been stuck for longest.
 func (g *Group) Oldest() *Finding { return &g.Findings[0] }
 
-// Owners returns the processes that hold the socket. Of a connection that nobody accepted these are
-// the holders of its listener.
-func (f *Finding) Owners() []event.Task {
-	var tasks []event.Task
-	add := func(t event.Task) {
-		if !slices.ContainsFunc(tasks, func(have event.Task) bool { return have.PID == t.PID }) {
-			tasks = append(tasks, t)
-		}
-	}
-	for _, h := range f.Holders {
-		add(h.Task)
-	}
-	if f.NotAccepted() {
-		for _, l := range f.Listeners {
-			for _, h := range l.Holders {
-				add(h.Task)
-			}
-		}
-	}
-	return tasks
-}
-
 // Service is what the connection is for: our port where they called, else the
 // peer's address.
 func (f *Finding) Service() (lifecycle.Role, netip.AddrPort) {

@@ -145,7 +145,7 @@ func Judge(s *census.Socket) Finding {
 	case event.StateSynSent:
 		f.Why = "the peer has not answered our SYN"
 	case event.StateSynRecv:
-		f.Why = "the peer has not confirmed our SYN-ACK"
+		f.Why = "the peer has not confirmed our SYN-ACK, or has sent no data yet where the listener wants some first (TCP_DEFER_ACCEPT)"
 	case event.StateTimeWait:
 		f.Why = "TIME_WAIT is the kernel's, and ends by itself after 60 seconds"
 	default:

@@ -111,7 +111,7 @@ func (r *Writer) appendHeadline(b []byte, l *Leaks, g *leak.Group, p *parties) [
 		b = append(appendInt(append(b, " and "...), int64(p.more)), " more"...)
 	}
 	switch f := g.Oldest(); {
-	case len(p.owners) == 0 && f.Orphan():
+	case len(p.owners) == 0 && (f.Orphan() || f.HalfOpen()):
 		b = append(b, "no process"...)
 	case len(p.owners) == 0 && g.Kernel():
 		b = append(b, "the kernel itself (NFS, SMC or the like)"...)
@@ -324,6 +324,9 @@ func (r *Writer) appendFinding(b []byte, f *leak.Finding, g *leak.Group, p *part
 				b = appendInt(append(b, [2]string{"queue of pid ", ", "}[min(i, 1)]...), int64(t.PID))
 			}
 		}
+	}
+	if f.HalfOpen() {
+		b = append(b, "half-open"...)
 	}
 	width := 12
 	if p.mixed {

@@ -64,8 +64,12 @@ func (r *Writer) appendSocket(b []byte, s *census.Socket, ends int) []byte {
 // appendHolders adds who has the socket, or why nobody does.
 func appendHolders(b []byte, s *census.Socket) []byte {
 	switch {
-	case s.NotAccepted():
-		b = append(b, "not accepted"...)
+	case s.Listened():
+		if s.HalfOpen() {
+			b = append(b, "half-open"...)
+		} else {
+			b = append(b, "not accepted"...)
+		}
 		for i, l := range s.Listeners {
 			for j, h := range l.Holders {
 				if i == 0 && j == 0 {
@@ -174,11 +178,12 @@ func (r *Writer) jsonSocketNow(now int64, s *census.Socket, processes func(event
 	if s.NotAccepted() {
 		b = append(b, `,"stated.socket.not_accepted":true`...)
 	}
-	if len(s.Holders) > 0 {
+	// Of several listeners it may be any one's.
+	if owners := s.Owners(); len(owners) > 0 && (len(s.Holders) > 0 || len(s.Listeners) == 1) {
 		b = text(b, "stated.process.source", ownerSource(s).String())
-		b = process(b, "process.", &s.Holders[0].Task)
-		p := processes(s.Holders[0].Task)
-		b = r.jsonProcess(b, s.Holders[0].PID, &p)
+		b = process(b, "process.", &owners[0])
+		p := processes(owners[0])
+		b = r.jsonProcess(b, owners[0].PID, &p)
 	}
 	b = jsonHolders(b, "stated.socket.holders", s)
 	m := append(AppendEnds(r.line[:0], s), ' ')
@@ -215,7 +220,7 @@ func jsonTroubles(b []byte, s *census.Socket) []byte {
 
 // ownerSource is how the process of a socket that was looked at is known.
 func ownerSource(s *census.Socket) event.OwnerSource {
-	if len(s.Holders) == 0 && s.NotAccepted() {
+	if len(s.Holders) == 0 && s.Listened() {
 		return event.OwnerListener
 	}
 	return event.OwnerHolder

@@ -20,7 +20,7 @@ func Of(s *census.Socket, pid uint32) bool {
 	holds := func(s *census.Socket) bool {
 		return slices.ContainsFunc(s.Holders, func(h census.Holder) bool { return h.PID == pid })
 	}
-	return holds(s) || s.NotAccepted() && slices.ContainsFunc(s.Listeners, holds)
+	return holds(s) || s.Listened() && slices.ContainsFunc(s.Listeners, holds)
 }
 
 // service is sockets of one state and purpose.

@@ -175,6 +175,8 @@ func (t *Teller) holders(s *census.Socket) (b []byte) {
 	switch {
 	case s.NotAccepted():
 		return t.queue(s)
+	case s.HalfOpen():
+		return t.halfOpen(s)
 	case s.Orphan():
 		return []byte("No process holds it any more: the kernel finishes the connection alone.")
 	case s.Kernel():
