@@ -3,7 +3,11 @@
 package story
 
 import (
+	"slices"
+	"strconv"
+
 	"github.com/stated-tcp/stated/pkg/census"
+	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/render"
 )
 
@@ -28,4 +32,86 @@ func (t *Teller) halfOpen(s *census.Socket) []byte {
 		b = t.who(append(render.AppendTask(b, &owners[i]), ": "...), owners[i])
 	}
 	return append(b, '.')
+}
+
+// queue is what waits at one port of a process, and who else listens there.
+type queue struct {
+	port     uint16
+	netns    uint32
+	halfOpen bool
+	count    int
+	oldest   census.Age
+	others   []event.Task
+	own      map[*census.Socket]bool // its listeners
+}
+
+// queues lists what waits for a process to accept it, which it does not hold: of
+// listeners that share a port by SO_REUSEPORT it is not known in whose queue.
+func (t *Teller) queues(b []byte, pid uint32, sockets []*census.Socket) []byte {
+	var list []*queue
+	for _, s := range sockets {
+		if !s.Listened() {
+			continue
+		}
+		i := slices.IndexFunc(list, func(q *queue) bool {
+			return q.port == s.Local.Port() && q.netns == s.Netns && q.halfOpen == s.HalfOpen()
+		})
+		if i < 0 {
+			i = len(list)
+			list = append(list, &queue{port: s.Local.Port(), netns: s.Netns, halfOpen: s.HalfOpen(), own: make(map[*census.Socket]bool)})
+		}
+		q := list[i]
+		if q.count++; s.Age.Min > q.oldest.Min || q.count == 1 {
+			q.oldest = s.Age
+		}
+		for _, l := range s.Listeners {
+			if slices.ContainsFunc(l.Holders, func(h census.Holder) bool { return h.PID == pid }) {
+				q.own[l] = true
+				continue
+			}
+			for _, h := range l.Holders {
+				if !slices.ContainsFunc(q.others, func(t event.Task) bool { return t.PID == h.PID }) {
+					q.others = append(q.others, h.Task)
+				}
+			}
+		}
+	}
+	if len(list) == 0 {
+		return b
+	}
+	b = append(b, "In the queues of its listeners:\n"...)
+	for _, q := range list {
+		b = append(q.append(b), '\n')
+	}
+	return append(b, '\n')
+}
+
+func (q *queue) append(b []byte) []byte {
+	b = strconv.AppendInt(append(b, "  "...), int64(q.count), 10)
+	if q.halfOpen {
+		b = append(b, " half-open"...)
+	} else {
+		b = append(b, " unaccepted"...)
+	}
+	b = strconv.AppendUint(append(b, " at port "...), uint64(q.port), 10)
+	if q.oldest.Min > 0 {
+		b = render.AppendAge(append(b, ", oldest "...), q.oldest)
+	}
+	for i := range q.others {
+		if i == 0 {
+			b = append(b, ", shared with "...)
+		} else {
+			b = append(b, ", "...)
+		}
+		b = render.AppendTask(b, &q.others[i])
+	}
+	if len(q.others) > 0 && !q.halfOpen {
+		own := int64(0)
+		for l := range q.own {
+			waiting, _ := l.Queue()
+			own += waiting
+		}
+		b = strconv.AppendInt(append(b, ": its own queue has "...), own, 10)
+	}
+	return b
 }

@@ -64,3 +64,38 @@ func TestHalfOpen(t *testing.T) {
 		}
 	}
 }
+
+// TestQueues: what waits to be accepted is not held by anybody, and where several
+// listen on a port, not even known to be for this process.
+func TestQueues(t *testing.T) {
+	other := event.Task{PID: 32199, Comm: event.MakeComm("python3")}
+	h := &host{c: census.New(now)}
+	queued := func(n uint32) func(*event.Sighting) {
+		return func(s *event.Sighting) { s.Unread, s.Unsent = n, 5 }
+	}
+	h.socket(event.StateListen, "0.0.0.0:7600", "0.0.0.0:0", queued(1), 3, shop)
+	h.socket(event.StateListen, "0.0.0.0:7600", "0.0.0.0:0", queued(3), 3, other)
+	h.socket(event.StateListen, "0.0.0.0:7700", "0.0.0.0:0", queued(1), 4, shop)
+	waits := func(s *event.Sighting) { s.Flags, s.Inode, s.References = event.FlagNoSocket, 0, 0 }
+	for _, end := range []string{"10.0.0.9:1", "10.0.0.9:2", "10.0.0.9:3", "10.0.0.9:4"} {
+		h.socket(event.StateEstablished, "10.0.0.5:7600", end, waits, -1)
+	}
+	h.socket(event.StateEstablished, "10.0.0.5:7700", "10.0.0.9:5", waits, -1)
+	h.socket(event.StateSynRecv, "10.0.0.5:7600", "10.0.0.9:6", request, -1)
+	h.socket(event.StateEstablished, "10.0.0.5:7600", "10.0.0.9:7", nil, 9, shop)
+	h.c.Complete(nil)
+	text := string(teller().Process(nil, shop, only(h, shop.PID), 0))
+	for _, want := range []string{
+		"3 TCP sockets:\n  1 LISTEN on 0.0.0.0:7600\n  1 LISTEN on 0.0.0.0:7700\n  1 ESTABLISHED, came in at port 7600, oldest ≥1m00s\n\n",
+		"  4 unaccepted at port 7600, oldest ≥1m00s, shared with python3[32199]: its own queue has 1\n",
+		"  1 unaccepted at port 7700, oldest ≥1m00s\n",
+		"  1 half-open at port 7600, shared with python3[32199]\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if text := string(teller().Sockets(nil, h.c.Sockets, 0)); !strings.Contains(text, "4 ESTABLISHED, not accepted, came in at port 7600") {
+		t.Error(text)
+	}
+}

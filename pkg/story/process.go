@@ -27,6 +27,7 @@ func Of(s *census.Socket, pid uint32) bool {
 type service struct {
 	state  event.State
 	role   lifecycle.Role
+	queued bool   // nobody has accepted it
 	addr   string // port we listen on, address we call
 	count  int
 	oldest census.Age
@@ -52,7 +53,9 @@ func (t *Teller) Process(b []byte, task event.Task, sockets []*census.Socket, ex
 	if len(sockets) == 0 {
 		return paragraph(b, []byte("It holds no TCP socket."))
 	}
-	b = t.services(b, sockets)
+	held := slices.DeleteFunc(slices.Clone(sockets), (*census.Socket).Listened)
+	b = t.services(b, held)
+	b = t.queues(b, task.PID, sockets)
 	stuck, troubled := t.sort(sockets)
 	if stuck == 0 {
 		b = paragraph(b, t.calm(sockets))
@@ -129,7 +132,7 @@ func (t *Teller) services(b []byte, sockets []*census.Socket) []byte {
 	index := make(map[service]int)
 	var list []service
 	for _, s := range sockets {
-		key := service{state: s.New, role: s.Role}
+		key := service{state: s.New, role: s.Role, queued: s.NotAccepted()}
 		switch {
 		case s.New == event.StateClose && !s.Hidden():
 		case s.New == event.StateListen:
@@ -175,6 +178,9 @@ func (t *Teller) service(b []byte, s *service) []byte {
 		b = append(b, "ended but not closed"...)
 	default:
 		b = append(b, s.state.Name(t.Names)...)
+	}
+	if s.queued {
+		b = append(b, ", not accepted"...)
 	}
 	switch {
 	case s.state == event.StateListen:
