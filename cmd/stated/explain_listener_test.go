@@ -48,3 +48,35 @@ func TestHalfOpenLive(t *testing.T) {
 		until(t, []string{"its listener is stated.test[" + pid + "]"}, append([]string{"explain", conn.LocalAddr().String()}, flags...)...)
 	}
 }
+
+// TestExplainAnyAddress: who listens on all addresses answers at each, here, and is
+// shown beside the connections.
+func TestExplainAnyAddress(t *testing.T) {
+	requireRoot(t)
+	_, port := listen(t, 5, syscall.SOL_SOCKET, syscall.SO_REUSEADDR)
+	dual, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dual.Close()
+	at := func(addr string, port int) string { return fmt.Sprintf("%s:%d", addr, port) }
+	until(t, []string{at("0.0.0.0", port) + " It listens on every IPv4 address."}, "explain", at("127.0.0.1", port))
+	dualPort := dual.Addr().(*net.TCPAddr).Port
+	until(t, []string{at("[::]", dualPort) + " It listens on every IPv6 address"}, "explain", at("127.0.0.1", dualPort))
+	until(t, []string{at("[::]", dualPort)}, "explain", at("[::1]", dualPort))
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if ip := a.(*net.IPNet).IP.To4(); ip != nil {
+			until(t, []string{at("0.0.0.0", port)}, "explain", at(ip.String(), port))
+		}
+	}
+	conn, err := net.Dial("tcp", at("127.0.0.1", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	until(t, []string{"3 TCP sockets", "1 LISTEN on " + at("0.0.0.0", port)}, "explain", at("127.0.0.1", port))
+	if out, stderr, code := runStated(t, "explain", at("203.0.113.9", port)); code != 1 {
+		t.Errorf("a peer's address: %d, %s%s", code, out, stderr)
+	}
+}

@@ -91,7 +91,8 @@ func (o *onlooker) explain(cmd *cobra.Command, about *subject) error {
 	if lookErr != nil {
 		fmt.Fprintf(cmd.ErrOrStderr(), "stated: not all could be looked at: %s\n", firstLine(lookErr))
 	}
-	c.Drop(func(s *census.Socket) bool { return !about.matches(s) })
+	answers := processes.answering(c, about.addr)
+	c.Drop(func(s *census.Socket) bool { return !about.matches(s) && !slices.Contains(answers, s) })
 	teller := story.Teller{Now: now, MinAge: int64(o.minAge), Names: o.names, Processes: processes.withDescriptors, Waits: processes.waits}
 	var b []byte
 	switch {
@@ -130,6 +131,40 @@ func (s *subject) matches(have *census.Socket) bool {
 		return story.Of(have, s.pid)
 	}
 	return slices.ContainsFunc(have.Holders, func(h census.Holder) bool { return h.PID == s.pid && slices.Contains(h.FDs, s.fd) })
+}
+
+// answering returns the listeners on any address that a call to this one would
+// come to.
+func (p *processes) answering(c *census.Census, addr netip.AddrPort) []*census.Socket {
+	if !addr.IsValid() {
+		return nil
+	}
+	return c.Answering(addr, func(s *census.Socket) bool {
+		if addr.Addr().IsLoopback() {
+			return true
+		}
+		pid, err := p.in(s)
+		if err != nil {
+			return false
+		}
+		addrs, err := p.Resolver.Addrs(pid)
+		return err == nil && slices.Contains(addrs, addr.Addr())
+	})
+}
+
+// in returns a process in the network namespace of a socket, of those that have to
+// do with it.
+func (p *processes) in(s *census.Socket) (uint32, error) {
+	for _, t := range s.Owners() {
+		if netns, err := p.Resolver.Netns(t.PID); err == nil && netns == s.Netns {
+			return t.PID, nil
+		}
+	}
+	self := uint32(os.Getpid())
+	if netns, err := p.Resolver.Netns(self); err == nil && netns == s.Netns {
+		return self, nil
+	}
+	return 0, fmt.Errorf("no process was found in network namespace %d", s.Netns)
 }
 
 // missing says why there is nothing to tell of.

@@ -3,6 +3,7 @@
 package story
 
 import (
+	"net/netip"
 	"slices"
 	"strconv"
 
@@ -10,6 +11,51 @@ import (
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/render"
 )
+
+// queue tells of a connection that nobody has accepted.
+func (t *Teller) queue(s *census.Socket) []byte {
+	b := []byte("No process has accepted it. ")
+	for _, l := range s.Listeners {
+		b = render.AppendAddr(append(b, "It waits in the queue of the listener "...), l.Local)
+		waiting, limit := l.Queue()
+		b = strconv.AppendInt(append(b, ", which has "...), waiting, 10)
+		b = strconv.AppendInt(append(b, " of at most "...), limit, 10)
+		for i := range l.Holders {
+			if i == 0 {
+				b = append(b, " and belongs to "...)
+			} else {
+				b = append(b, ", "...)
+			}
+			b = t.who(append(render.AppendTask(b, &l.Holders[i].Task), ": "...), l.Holders[i].Task)
+		}
+		b = append(b, ". "...)
+		if waiting >= limit {
+			b = append(b, full...)
+		}
+	}
+	return b
+}
+
+// full is what a full queue means (tcp_conn_request, tcp_v4_syn_recv_sock and tcp_check_req in net/ipv4).
+const full = "The queue is full: until the process calls accept(), the kernel drops new SYNs, and clients send them again from SYN_SENT. Handshakes under way stay in SYN_RECV, or are reset with net.ipv4.tcp_abort_on_overflow. "
+
+func (t *Teller) listener(s *census.Socket) []byte {
+	waiting, limit := s.Queue()
+	b := []byte("It listens. ")
+	switch addr := s.Local.Addr(); {
+	case addr == netip.IPv4Unspecified():
+		b = []byte("It listens on every IPv4 address. ")
+	case addr == netip.IPv6Unspecified():
+		b = []byte("It listens on every IPv6 address and, without IPV6_V6ONLY, every IPv4 one. ")
+	}
+	b = strconv.AppendInt(b, waiting, 10)
+	b = append(b, " connections wait in its queue, "...)
+	b = append(strconv.AppendInt(b, limit, 10), " may. "...)
+	if waiting >= limit {
+		b = append(append(b, full...), "The process accepts too slowly, or not at all. "...)
+	}
+	return b
+}
 
 // halfOpen tells whose a connection will be that is only a request as yet.
 func (t *Teller) halfOpen(s *census.Socket) []byte {

@@ -213,44 +213,6 @@ func (t *Teller) holders(s *census.Socket) (b []byte) {
 	return b
 }
 
-// queue tells of a connection that nobody has accepted.
-func (t *Teller) queue(s *census.Socket) []byte {
-	b := []byte("No process has accepted it. ")
-	for _, l := range s.Listeners {
-		b = render.AppendAddr(append(b, "It waits in the queue of the listener "...), l.Local)
-		waiting, limit := l.Queue()
-		b = strconv.AppendInt(append(b, ", which has "...), waiting, 10)
-		b = strconv.AppendInt(append(b, " of at most "...), limit, 10)
-		for i := range l.Holders {
-			if i == 0 {
-				b = append(b, " and belongs to "...)
-			} else {
-				b = append(b, ", "...)
-			}
-			b = t.who(append(render.AppendTask(b, &l.Holders[i].Task), ": "...), l.Holders[i].Task)
-		}
-		b = append(b, ". "...)
-		if waiting >= limit {
-			b = append(b, full...)
-		}
-	}
-	return b
-}
-
-// full is what a full queue means (tcp_conn_request, tcp_v4_syn_recv_sock and tcp_check_req in net/ipv4).
-const full = "The queue is full: until the process calls accept(), the kernel drops new SYNs, and clients send them again from SYN_SENT. Handshakes under way stay in SYN_RECV, or are reset with net.ipv4.tcp_abort_on_overflow. "
-
-func (t *Teller) listener(s *census.Socket) []byte {
-	waiting, limit := s.Queue()
-	b := strconv.AppendInt([]byte("It listens. "), waiting, 10)
-	b = append(b, " connections wait in its queue, "...)
-	b = append(strconv.AppendInt(b, limit, 10), " may. "...)
-	if waiting >= limit {
-		b = append(append(b, full...), "The process accepts too slowly, or not at all. "...)
-	}
-	return b
-}
-
 // data says what was and what waits to be transferred.
 func (t *Teller) data(s *census.Socket) []byte {
 	if s.Flags.Has(event.FlagMini) || s.New == event.StateClose && !s.Hidden() {

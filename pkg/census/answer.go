@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package census
+
+import (
+	"net/netip"
+
+	"github.com/stated-tcp/stated/pkg/event"
+)
+
+// Answering returns the listeners on any address that would answer a call to this
+// one: in each namespace where it is local, unless another listens on just it.
+// local says where it is; it is asked of one listener of a namespace.
+func (c *Census) Answering(addr netip.AddrPort, local func(*Socket) bool) (list []*Socket) {
+	spaces := make(map[uint32][]*Socket)
+	var order []uint32
+	for _, s := range c.Sockets {
+		if s.New != event.StateListen || s.Local.Port() != addr.Port() {
+			continue
+		}
+		if spaces[s.Netns] == nil {
+			order = append(order, s.Netns)
+		}
+		spaces[s.Netns] = append(spaces[s.Netns], s)
+	}
+	called := &Socket{}
+	called.Local = addr
+	for _, netns := range order {
+		found := matchKind(match(called, spaces[netns]), addr.Addr())
+		if len(found) > 0 && found[0].Local.Addr() != addr.Addr() && local(found[0]) {
+			list = append(list, found...)
+		}
+	}
+	return list
+}
+
+// matchKind leaves those of listeners on any address that are asked first: of two
+// on a port, one for both families and one for IPv4, the latter (compute_score in
+// net/ipv4/inet_hashtables.c).
+func matchKind(listeners []*Socket, addr netip.Addr) []*Socket {
+	var four []*Socket
+	for _, l := range listeners {
+		if addr.Is4() && l.Local.Addr().Is4() {
+			four = append(four, l)
+		}
+	}
+	if four != nil {
+		return four
+	}
+	return listeners
+}
