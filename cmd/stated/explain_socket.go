@@ -91,9 +91,11 @@ func (o *onlooker) explain(cmd *cobra.Command, about *subject) error {
 	if lookErr != nil {
 		fmt.Fprintf(cmd.ErrOrStderr(), "stated: not all could be looked at: %s\n", firstLine(lookErr))
 	}
+	processes.place(c)
 	answers := processes.answering(c, about.addr)
 	c.Drop(func(s *census.Socket) bool { return !about.matches(s) && !slices.Contains(answers, s) })
-	teller := story.Teller{Now: now, MinAge: int64(o.minAge), Names: o.names, Processes: processes.withDescriptors, Waits: processes.waits}
+	teller := story.Teller{Now: now, MinAge: int64(o.minAge), Names: o.names, Processes: processes.withDescriptors, Waits: processes.waits,
+		Netns: processes.here(), Inside: processes.in}
 	var b []byte
 	switch {
 	case about.addr.IsValid() || about.fd >= 0:
@@ -143,28 +145,9 @@ func (p *processes) answering(c *census.Census, addr netip.AddrPort) []*census.S
 		if addr.Addr().IsLoopback() {
 			return true
 		}
-		pid, err := p.in(s)
-		if err != nil {
-			return false
-		}
-		addrs, err := p.Resolver.Addrs(pid)
+		addrs, err := p.Resolver.Addrs(p.in(s))
 		return err == nil && slices.Contains(addrs, addr.Addr())
 	})
-}
-
-// in returns a process in the network namespace of a socket, of those that have to
-// do with it.
-func (p *processes) in(s *census.Socket) (uint32, error) {
-	for _, t := range s.Owners() {
-		if netns, err := p.Resolver.Netns(t.PID); err == nil && netns == s.Netns {
-			return t.PID, nil
-		}
-	}
-	self := uint32(os.Getpid())
-	if netns, err := p.Resolver.Netns(self); err == nil && netns == s.Netns {
-		return self, nil
-	}
-	return 0, fmt.Errorf("no process was found in network namespace %d", s.Netns)
 }
 
 // missing says why there is nothing to tell of.

@@ -65,7 +65,8 @@ acknowledged (of a listener: its backlog; one more may wait), in bytes of
 payload: ss counts SYN and FIN as one more. CLOSE is a connection that has ended
 while its descriptor is open.
 
-Marks: → we called, ← they called, ~ inferred from the listeners that are there.`,
+Marks: → we called, ← they called, ~ inferred from the listeners that are there;
+netns: it is in this network namespace, which is not the one that ls runs in.`,
 		Example: `  sudo stated ls
   sudo stated ls --state ESTABLISHED --sort age
   sudo stated ls --pid 4242 -o wide`,
@@ -111,9 +112,11 @@ Marks: → we called, ← they called, ~ inferred from the listeners that are th
 				}
 			}
 			slices.SortStableFunc(c.Sockets, compare)
+			processes := newProcesses(proc.Options{Cmdline: out.cmdline}, nil)
+			opts.Netns = processes.here()
 			w := render.New(cmd.OutOrStdout(), opts)
 			w.SetClock(probe.Now())
-			w.Sockets(c, newProcesses(proc.Options{Cmdline: out.cmdline}, nil).of)
+			w.Sockets(c, processes.of)
 			return w.Flush()
 		},
 	}

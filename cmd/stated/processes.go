@@ -18,6 +18,7 @@ type processes struct {
 	*agent.Processes
 	counted map[event.Task]render.Process // of one report
 	waiters map[uint32]waiters            // of one report, by pid
+	placed  map[uint32][]uint32           // pids by network namespace, of one census
 }
 
 // waiters is what a look at the threads of a process gave.

@@ -61,6 +61,9 @@ type Options struct {
 	Color    bool
 	Location *time.Location // of times in text; nil: local
 	Host     Host
+	// Netns is the network namespace of who reads: of sockets in another one, ls
+	// says so; 0: not known.
+	Netns uint32
 	// Processes says more of a process than its name; nil, of all or of one: nothing
 	// more is known. The same pointer stands for the same answer.
 	Processes func(event.Task) *Process

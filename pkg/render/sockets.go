@@ -56,9 +56,18 @@ func (r *Writer) appendSocket(b []byte, s *census.Socket, ends int) []byte {
 		b = append(b, ", queue full"...)
 	}
 	if r.opts.Format == FormatWide {
-		b = appendSocketIDs(b, s)
+		return appendSocketIDs(b, s)
 	}
-	return b
+	return AppendNetns(b, s.Netns, r.opts.Netns)
+}
+
+// AppendNetns marks what is in another network namespace than ours, where both
+// are known.
+func AppendNetns(b []byte, netns, ours uint32) []byte {
+	if netns == 0 || ours == 0 || netns == ours {
+		return b
+	}
+	return appendInt(append(b, " netns:"...), int64(netns))
 }
 
 // appendHolders adds who has the socket, or why nobody does.

@@ -127,7 +127,7 @@ func (t *Teller) queues(b []byte, pid uint32, sockets []*census.Socket) []byte {
 	}
 	b = append(b, "In the queues of its listeners:\n"...)
 	for _, q := range list {
-		b = append(q.append(b), '\n')
+		b = append(t.mark(q.append(b), q.netns), '\n')
 	}
 	return append(b, '\n')
 }

@@ -27,7 +27,8 @@ func Of(s *census.Socket, pid uint32) bool {
 type service struct {
 	state  event.State
 	role   lifecycle.Role
-	queued bool   // nobody has accepted it
+	queued bool // nobody has accepted it
+	netns  uint32
 	addr   string // port we listen on, address we call
 	count  int
 	oldest census.Age
@@ -132,7 +133,7 @@ func (t *Teller) services(b []byte, sockets []*census.Socket) []byte {
 	index := make(map[service]int)
 	var list []service
 	for _, s := range sockets {
-		key := service{state: s.New, role: s.Role, queued: s.NotAccepted()}
+		key := service{state: s.New, role: s.Role, queued: s.NotAccepted(), netns: s.Netns}
 		switch {
 		case s.New == event.StateClose && !s.Hidden():
 		case s.New == event.StateListen:
@@ -184,7 +185,7 @@ func (t *Teller) service(b []byte, s *service) []byte {
 	}
 	switch {
 	case s.state == event.StateListen:
-		return append(append(append(b, " on "...), s.addr...), '\n')
+		return append(t.mark(append(append(b, " on "...), s.addr...), s.netns), '\n')
 	case s.role == lifecycle.RoleServer:
 		b = append(append(b, ", came in at port "...), s.addr...)
 	case s.role == lifecycle.RoleUnknown:
@@ -192,7 +193,7 @@ func (t *Teller) service(b []byte, s *service) []byte {
 	default:
 		b = append(append(b, ", called "...), s.addr...)
 	}
-	return append(render.AppendAge(append(b, ", oldest "...), s.oldest), '\n')
+	return append(t.mark(render.AppendAge(append(b, ", oldest "...), s.oldest), s.netns), '\n')
 }
 
 // calm says that none is stuck, as far as is known.

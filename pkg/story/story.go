@@ -30,11 +30,15 @@ type Teller struct {
 	Names     event.Naming
 	Processes func(event.Task) render.Process
 	Waits     func(*census.Socket) render.Wait
+	// Netns is the network namespace in which commands run unless told otherwise;
+	// 0: not known. Inside finds a process in that of a socket, 0: none.
+	Netns  uint32
+	Inside func(*census.Socket) uint32
 }
 
 // Socket adds the story of one socket.
 func (t *Teller) Socket(b []byte, s *census.Socket) []byte {
-	b = append(render.AppendEnds(b, s), '\n', '\n')
+	b = append(t.mark(render.AppendEnds(b, s), s.Netns), '\n', '\n')
 	if s.New == event.StateListen {
 		b = paragraph(b, t.listener(s))
 		return paragraph(b, t.holders(s))
@@ -356,7 +360,8 @@ func (t *Teller) next(b []byte, f *leak.Finding) []byte {
 	}
 	owners := f.Owners()
 	if len(owners) == 0 && f.Inode != 0 {
-		b = paragraph(b, []byte("Next: find what has it. ss -xp shows the unix sockets with messages that nobody receives, by their Recv-Q; the files of an io_uring are below UserFiles:"))
+		text := append(t.enter([]byte("Next: find what has it. "), f.Socket), "ss -xp"...)
+		b = paragraph(b, append(text, " shows the unix sockets with messages that nobody receives, by their Recv-Q; the files of an io_uring are below UserFiles:"...))
 		b = strconv.AppendUint(append(b, "  grep -s 'socket:\\["...), f.Inode, 10)
 		return append(b, "\\]' /proc/[0-9]*/fdinfo/*\n\n"...)
 	}

@@ -22,13 +22,13 @@ func (t *Teller) troubles(b []byte, s *census.Socket) []byte {
 	switch {
 	case s.Unsent == 0 && s.Probes < 2:
 	case s.Shut:
-		b = shut(b, s)
+		b = t.shut(b, s)
 	case s.Timeouts > 0:
-		b = unanswered(b, s)
+		b = t.unanswered(b, s)
 	case s.Probes > 1:
 		text := strconv.AppendUint([]byte("The peer does not answer: of the last "), uint64(s.Probes), 10)
 		b = paragraph(b, append(text, " keep-alive probes none was answered so far. Its host or the way there is gone, or a firewall has forgotten the connection."...))
-		b = reachable(b, s)
+		b = t.reachable(b, s)
 	}
 	if s.New == event.StateEstablished && t.unread(s) {
 		text := render.AppendBytes([]byte("Our process does not read: "), uint64(leak.Judge(s).Unread))
@@ -51,12 +51,12 @@ func (t *Teller) unread(s *census.Socket) bool {
 }
 
 // shut tells of a peer whose kernel takes no more.
-func shut(b []byte, s *census.Socket) []byte {
+func (t *Teller) shut(b []byte, s *census.Socket) []byte {
 	text := []byte("The peer's window is closed: its kernel has no room for more of our data, as a rule because the process there does not read. What is written here waits. ")
 	if s.Probes > 1 {
 		text = strconv.AppendUint(append(text, "Of our last "...), uint64(s.Probes), 10)
 		text = append(text, " probes of the window none was answered so far."...)
-		return reachable(paragraph(b, text), s)
+		return t.reachable(paragraph(b, text), s)
 	}
 	b = paragraph(b, text)
 	text = render.AppendAddr([]byte("Next: look at the peer's process and what its threads do: on its host, stated explain "), s.Peer)
@@ -64,7 +64,7 @@ func shut(b []byte, s *census.Socket) []byte {
 }
 
 // unanswered tells of a peer that acknowledges nothing.
-func unanswered(b []byte, s *census.Socket) []byte {
+func (t *Teller) unanswered(b []byte, s *census.Socket) []byte {
 	text := strconv.AppendUint([]byte("The peer does not acknowledge: the retransmission timer ran out "), uint64(s.Timeouts), 10)
 	if s.Timeouts == 1 {
 		text = append(text, " time"...)
@@ -75,12 +75,13 @@ func unanswered(b []byte, s *census.Socket) []byte {
 	if !s.Orphan() {
 		text = append(text, "The kernel goes on trying, by default for a quarter of an hour or more (net.ipv4.tcp_retries2); then the process gets ETIMEDOUT."...)
 	}
-	return reachable(paragraph(b, text), s)
+	return t.reachable(paragraph(b, text), s)
 }
 
-func reachable(b []byte, s *census.Socket) []byte {
+func (t *Teller) reachable(b []byte, s *census.Socket) []byte {
 	peer := s.Peer.Addr().String()
-	b = paragraph(b, []byte("Next: is the peer's host reachable, and what drops segments on the way?"))
-	b = append(append(b, "  ip route get "...), peer...)
-	return append(append(append(b, "\n  ping -c 3 "...), peer...), "\n\n"...)
+	b = paragraph(b, t.where([]byte("Next: is the peer's host reachable, and what drops segments on the way?"), s))
+	b = append(append(t.enter(append(b, "  "...), s), "ip route get "...), peer...)
+	b = append(append(t.enter(append(b, "\n  "...), s), "ping -c 3 "...), peer...)
+	return append(b, '\n', '\n')
 }
