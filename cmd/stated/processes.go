@@ -47,13 +47,16 @@ func (p *processes) forget() {
 }
 
 // withDescriptors also counts descriptors, once for each report: a process that
-// leaks has many.
+// leaks has many. It looks whether the process is stopped, too.
 func (p *processes) withDescriptors(t event.Task) render.Process {
 	out, ok := p.counted[t]
 	if !ok {
 		out = p.of(t)
 		if open, limit, err := p.Resolver.FDs(t.PID); err == nil && limit < math.MaxInt32 {
 			out.FDs, out.FDLimit = open, int(limit)
+		}
+		if halt, err := p.Resolver.Halt(t); err == nil {
+			out.Halted, out.Tracer = haltKinds[halt.Kind], halt.Tracer
 		}
 		p.counted[t] = out
 	}
@@ -74,6 +77,9 @@ const maxWaiters = 8
 
 // waitKinds are the words of what is known, the weakest first.
 var waitKinds = [...]string{proc.WaitNone: render.WaitNone, proc.WaitWatched: render.WaitWatched, proc.WaitPoll: render.WaitPoll, proc.WaitCall: render.WaitCall}
+
+// haltKinds are the words of why a process does nothing.
+var haltKinds = [...]string{proc.Runs: "", proc.Stopped: render.HaltStopped, proc.Traced: render.HaltTraced, proc.Frozen: render.HaltFrozen, proc.EndedMain: render.HaltEnded}
 
 // waits says who waits on a socket: of all its holders, the one that waits most
 // plainly. Threads are looked at once for each process of a report.

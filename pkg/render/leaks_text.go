@@ -369,8 +369,12 @@ func (r *Writer) textAdvice(l *Leaks, g *leak.Group, p *parties) {
 	if advice[worst] == "" || of < 0 {
 		return
 	}
-	r.wrapped(2, "", append(append(r.line[:0], "next: "...), Advice(&g.Findings[of])...))
 	owner := g.Findings[of].Owners()[0]
+	if process := l.Processes(owner); process.Halts() {
+		r.wrapped(2, "", AppendHalt(append(r.line[:0], "next: "...), &owner, &process))
+		return
+	}
+	r.wrapped(2, "", append(append(r.line[:0], "next: "...), Advice(&g.Findings[of])...))
 	b := append(r.line[:0], "threads: gdb -p "...)
 	if p.mixed {
 		b = append(AppendTask(append(r.line[:0], "threads of "...), &owner), ": gdb -p "...)

@@ -28,6 +28,8 @@ type Process struct {
 	Namespace     string // of the pod
 	FDs           int    // open descriptors
 	FDLimit       int    // how many it may have
+	Halted        string // why it does nothing at this moment: one of the words of halt.go
+	Tracer        uint32 // of what is traced: the debugger
 }
 
 // label is what people call the container, "" for none.

@@ -51,6 +51,9 @@ func (t *Teller) Process(b []byte, task event.Task, sockets []*census.Socket, ex
 		text = append(text, ". "...)
 	}
 	b = paragraph(b, text)
+	if p := t.Processes(task); p.Halted != "" {
+		b = paragraph(b, append(render.AppendHalt(nil, &task, &p), '.'))
+	}
 	if len(sockets) == 0 {
 		return paragraph(b, []byte("It holds no TCP socket."))
 	}

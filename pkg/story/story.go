@@ -41,11 +41,11 @@ func (t *Teller) Socket(b []byte, s *census.Socket) []byte {
 	b = append(t.mark(render.AppendEnds(b, s), s.Netns), '\n', '\n')
 	if s.New == event.StateListen {
 		b = paragraph(b, t.listener(s))
-		return paragraph(b, t.holders(s))
+		return t.halted(paragraph(b, t.holders(s)), s)
 	}
 	b = paragraph(b, t.state(s))
 	b = paragraph(b, t.role(s))
-	b = paragraph(b, t.holders(s))
+	b = t.halted(paragraph(b, t.holders(s)), s)
 	b = paragraph(b, t.data(s))
 	b = paragraph(b, t.waits(s))
 	if s.Err != 0 {
@@ -332,7 +332,12 @@ func (t *Teller) unstuck(f *leak.Finding) []byte {
 			b = render.AppendDuration([]byte("Whether that is longer than "), t.MinAge)
 			return append(b, " is not known: look again, or watch with stated leaks --for."...)
 		}
+		if t.allHalted(f.Socket) {
+			return append(b, ". It stays so while the process does nothing."...)
+		}
 		return append(b, ", which may be no leak: the process may be about to close it."...)
+	case f.New == event.StateEstablished && (f.Verdict == leak.NotAccepted || f.Unread > 0) && t.allHalted(f.Socket):
+		return []byte("It waits until the process goes on.")
 	case f.New == event.StateEstablished && f.Verdict == leak.NotAccepted:
 		return []byte("It may be accepted any moment.")
 	case f.New == event.StateEstablished && f.Unread > 0 && !f.Kernel():
@@ -353,6 +358,9 @@ func (t *Teller) unstuck(f *leak.Finding) []byte {
 func (t *Teller) next(b []byte, f *leak.Finding) []byte {
 	if f.Kernel() {
 		return paragraph(b, []byte("Next: it goes with what uses it, such as a mount of NFS (findmnt -t nfs,nfs4)."))
+	}
+	if t.allHalted(f.Socket) {
+		return t.resume(b, f.Socket)
 	}
 	advice := render.Advice(f)
 	if advice == "" {

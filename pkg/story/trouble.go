@@ -34,6 +34,9 @@ func (t *Teller) troubles(b []byte, s *census.Socket) []byte {
 		text := render.AppendBytes([]byte("Our process does not read: "), uint64(leak.Judge(s).Unread))
 		text = ago(append(text, " wait"...), ", the last of which came ", s, s.LastReceived)
 		b = paragraph(b, append(text, ". When its queue is full, the peer can send no more."...))
+		if t.allHalted(s) {
+			return t.resume(b, s)
+		}
 		b = paragraph(b, []byte("Next: the handler is stuck, or forgot the socket: look at what its threads do."))
 		if len(s.Holders) > 0 {
 			b = strconv.AppendUint(append(b, "  gdb -p "...), uint64(s.Holders[0].PID), 10)
