@@ -92,6 +92,9 @@ func (t *Teller) doubtful(s *census.Socket) bool {
 	return may && s.Age.Min < t.MinAge && s.Age.Known == lifecycle.AtLeast && (s.Age.Max == 0 || s.Age.Max >= t.MinAge)
 }
 
+// byBegan reports whether the age follows from what the kernel knows of the begin.
+func byBegan(s *census.Socket) bool { return s.Began != 0 && s.Age.Min == s.Time-s.Began }
+
 // state says which, since when, how that is known, and what it means.
 func (t *Teller) state(s *census.Socket) []byte {
 	switch {
@@ -111,6 +114,10 @@ func (t *Teller) state(s *census.Socket) []byte {
 		b = append(span(append(b, ", and has been for "...), s.Age), ", as its last segment tells"...)
 	case s.New == event.StateTimeWait:
 		b = append(span(append(b, ", and has been for "...), s.Age), ", by its timer"...)
+	case s.New == event.StateSynSent && byBegan(s):
+		b = append(span(append(b, ", and has been for "...), s.Age), ": the first SYN went then"...)
+	case byBegan(s) && s.LastSegment > s.Began:
+		b = append(span(append(b, ", and has been for "...), s.Age), ": no segment of the peer has come since, and one brought it into that state"...)
 	case s.ByPayload():
 		b = append(span(append(b, ", and has been for "...), s.Age), ": data came or went then, as it does in that state"...)
 	default:

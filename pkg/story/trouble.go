@@ -15,6 +15,11 @@ import (
 // next; b unchanged: nothing is known of such.
 func (t *Teller) troubles(b []byte, s *census.Socket) []byte {
 	switch s.New {
+	case event.StateSynSent:
+		if s.Timeouts > 0 {
+			return t.calledInVain(b, s)
+		}
+		return b
 	case event.StateEstablished, event.StateCloseWait, event.StateFinWait1, event.StateClosing, event.StateLastAck:
 	default:
 		return b
@@ -78,6 +83,20 @@ func (t *Teller) unanswered(b []byte, s *census.Socket) []byte {
 	if !s.Orphan() {
 		text = append(text, "The kernel goes on trying, by default for a quarter of an hour or more (net.ipv4.tcp_retries2); then the process gets ETIMEDOUT."...)
 	}
+	return t.reachable(paragraph(b, text), s)
+}
+
+// calledInVain tells of a peer that answers no SYN.
+func (t *Teller) calledInVain(b []byte, s *census.Socket) []byte {
+	text := strconv.AppendUint([]byte("Our SYN was sent "), uint64(s.Timeouts), 10)
+	text = append(text, " more "...)
+	if s.Timeouts == 1 {
+		text = append(text, "time"...)
+	} else {
+		text = append(text, "times"...)
+	}
+	text = append(text, ", and nothing came back, not even a refusal: the peer's host or the way there is gone, something drops what we send, or its accept queue is full. "+
+		"The kernel gives up after two minutes by default (net.ipv4.tcp_syn_retries), unless the process does before."...)
 	return t.reachable(paragraph(b, text), s)
 }
 

@@ -44,8 +44,10 @@ func TestTroubles(t *testing.T) {
 			[]string{"ran out 3 times in a row", "the kernel waits for the peer"}, []string{"ETIMEDOUT", "1B"}},
 		{"CLOSE_WAIT", event.StateCloseWait, func(s *event.Sighting) { s.Unsent, s.Timeouts, s.Flags = 9, 3, event.FlagDone },
 			[]string{"ran out 3 times in a row", "It is stuck, verdict drained"}, nil},
-		{"SYN", event.StateSynSent, func(s *event.Sighting) { s.Unsent, s.Timeouts = 1, 3 },
-			[]string{"the peer has not answered our SYN"}, []string{"1B", "timer"}},
+		{"SYN", event.StateSynSent, func(s *event.Sighting) { s.Unsent, s.Timeouts, s.Began, s.LastSegment = 1, 3, now-9e9, now-1e9 },
+			[]string{"the peer has not answered our SYN", "at least 9.00s: the first SYN went then", "sent 3 more times", "ping -c 3 10.0.0.9"}, []string{"1B", "timer"}},
+		{"silent", event.StateEstablished, func(s *event.Sighting) { s.Unsent, s.Timeouts, s.Began, s.LastSegment = 500, 4, now-9e9, now-1e9 },
+			[]string{"at least 9.00s: no segment of the peer has come since"}, []string{"no segment has come or gone"}},
 	} {
 		h := &host{c: census.New(now)}
 		h.socket(tt.state, "10.0.0.5:8080", "10.0.0.9:40001", tt.change, 20, shop)
