@@ -60,8 +60,8 @@ those in TIME_WAIT, which belong to the kernel alone, it gives the number.
 
 Ages come from the last segment that came or went, so most are lower bounds:
 ≥ at least, ~ inferred, ? unknown. RECV-Q is what the process has not read (of
-a listener: connections waiting for accept), SEND-Q what the peer has not
-acknowledged (of a listener: its backlog; one more may wait), in bytes of
+a listener: connections waiting for accept), SEND-Q what was not sent yet or
+not acknowledged (of a listener: its backlog; one more may wait), in bytes of
 payload: ss counts SYN and FIN as one more. CLOSE is a connection that has ended
 while its descriptor is open.
 

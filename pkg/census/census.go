@@ -41,6 +41,9 @@ type Socket struct {
 	// Listeners are those that the connection may have come through, and for one
 	// that was not accepted, in whose queue it waits: several with SO_REUSEPORT.
 	Listeners []*Socket
+	// Other is the other end, where that is in the census and in the same network
+	// namespace; else nil.
+	Other *Socket
 	// Idle is how long nothing but the FIN had come or gone before the peer
 	// closed, in nanoseconds; only where the FIN was seen. 0 unknown.
 	Idle int64

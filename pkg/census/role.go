@@ -146,6 +146,9 @@ func (s *Socket) bySYN() lifecycle.Role {
 func (r *roles) agree(sockets []*Socket) {
 	for _, s := range sockets {
 		other := r.sockets[ends{s.Netns, s.Peer, s.Local}]
+		if s.connected() {
+			s.Other = other
+		}
 		if other == nil || s.Role == opposite(other.Role) {
 			continue
 		}

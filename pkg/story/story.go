@@ -44,7 +44,7 @@ func (t *Teller) Socket(b []byte, s *census.Socket) []byte {
 		return t.halted(paragraph(b, t.holders(s)), s)
 	}
 	b = paragraph(b, t.state(s))
-	b = paragraph(b, t.role(s))
+	b = paragraph(b, t.other(t.role(s), s))
 	b = t.halted(paragraph(b, t.holders(s)), s)
 	b = paragraph(b, t.data(s))
 	b = paragraph(b, t.waits(s))
@@ -240,7 +240,7 @@ func (t *Teller) data(s *census.Socket) []byte {
 		b = append(b, "Nothing waits to be read. "...)
 	}
 	if n := s.UnsentPayload(); n > 0 {
-		b = append(render.AppendBytes(b, uint64(n)), " of ours are not acknowledged by the peer. "...)
+		b = append(render.AppendBytes(b, uint64(n)), " of ours wait to be sent or to be acknowledged. "...)
 	}
 	if n := received(s); n == 0 {
 		b = append(b, "No data has ever come. "...)

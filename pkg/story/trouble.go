@@ -66,9 +66,7 @@ func (t *Teller) shut(b []byte, s *census.Socket) []byte {
 		text = append(text, " probes of the window none was answered so far."...)
 		return t.reachable(paragraph(b, text), s)
 	}
-	b = paragraph(b, text)
-	text = render.AppendAddr([]byte("Next: look at the peer's process and what its threads do: on its host, stated explain "), s.Peer)
-	return paragraph(b, append(text, '.'))
+	return t.peer(paragraph(b, text), s)
 }
 
 // unanswered tells of a peer that acknowledges nothing.
