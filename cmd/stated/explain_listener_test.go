@@ -45,6 +45,8 @@ func TestHalfOpenLive(t *testing.T) {
 		flags := strings.Fields(look)
 		ls := append([]string{"ls", "--pid", pid, "--lport", strconv.Itoa(port), "--state", "SYN_RECV"}, flags...)
 		until(t, []string{"SYN_RECV", "half-open, listener stated.test[" + pid + "]"}, ls...)
+		ls[6] = "NEW_SYN_RECV" // by the kernel's own name
+		until(t, []string{"SYN_RECV", "half-open"}, ls...)
 		until(t, []string{"its listener is stated.test[" + pid + "]"}, append([]string{"explain", conn.LocalAddr().String()}, flags...)...)
 	}
 }

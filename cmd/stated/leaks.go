@@ -128,7 +128,10 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 	case want.MinDuration != 0:
 		return usagef("--min-duration is for trace: leaks has --min-age")
 	}
-	states := want.States
+	states, err := lookedAt(want.States)
+	if err != nil {
+		return err
+	}
 	if want.States = 0; states == 0 {
 		states = leak.DefaultStates
 	}

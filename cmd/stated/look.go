@@ -7,8 +7,22 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/probe"
 )
+
+// lookedAt are the states to look at where these are asked for. What the kernel
+// calls NEW_SYN_RECV is shown as SYN_RECV. A socket that is bound and does nothing
+// is in CLOSE for who looks, and never was a connection.
+func lookedAt(states event.StateSet) (event.StateSet, error) {
+	if states.Has(event.StateBoundInactive) && !states.Has(event.StateClose) {
+		return 0, usagef("--state %v: sockets that are only bound are not listed; 'stated explain PID' counts those of a process, as not connected", event.StateBoundInactive)
+	}
+	if states.Has(event.StateNewSynRecv) {
+		states = states.Add(event.StateSynRecv)
+	}
+	return states, nil
+}
 
 // openInspector looks by iterators, or by sock_diag where there are none.
 func openInspector(cmd *cobra.Command, classic bool) (*probe.Inspector, error) {

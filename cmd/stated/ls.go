@@ -80,7 +80,10 @@ netns: it is in this network namespace, which is not the one that ls runs in.`,
 			if compare == nil {
 				return usagef("--sort %q: one of state, age, local, pid", order)
 			}
-			states := want.States
+			states, err := lookedAt(want.States)
+			if err != nil {
+				return err
+			}
 			if want.States = 0; states == 0 {
 				states = event.AllStates
 			} else {
