@@ -360,3 +360,24 @@ func TestClosedPipeEndsQuietly(t *testing.T) {
 		}
 	}
 }
+
+// TestCommandWithoutConnection: that a command connected to nothing is said, but not
+// where a condition may have hidden what it did.
+func TestCommandWithoutConnection(t *testing.T) {
+	requireRoot(t)
+	const none = "the command made no TCP connection that got as far as SYN_SENT"
+	for _, tt := range []struct {
+		args []string
+		said bool
+	}{
+		{[]string{"trace", "--", "true"}, true},
+		{[]string{"trace", "--port", "1", "--", "true"}, false},
+		{[]string{"trace", "--", "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/1; true"}, false},
+	} {
+		_, stderr, code := runStated(t, tt.args...)
+		said := tt.said && strings.Contains(stderr, " 0 lost") // else it is not known
+		if code != 0 || strings.Contains(stderr, none) != said {
+			t.Errorf("%q: exit code %d: %s", tt.args, code, stderr)
+		}
+	}
+}

@@ -136,6 +136,7 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	var child *heldChild
+	all := wantsAll(want)
 	if len(command) > 0 {
 		if child, err = startHeld(command); err != nil {
 			return err
@@ -191,15 +192,29 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	if loop.Record != nil {
 		err = errors.Join(err, loop.Record.Close())
 	}
-	report(cmd, p, loop, trace)
+	stats := report(cmd, p, loop, trace)
+	if child != nil && all && stats.Lost == 0 && none(&stats) {
+		fmt.Fprintln(cmd.ErrOrStderr(), "stated: the command made no TCP connection that got as far as SYN_SENT")
+	}
 	if child != nil && err == nil {
 		err = <-childDone
 	}
 	return err
 }
 
-// report is the last word, on stderr.
-func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.Trace) {
+// wantsAll reports whether no condition was given.
+func wantsAll(want *filter.Filter) bool {
+	text, err := json.Marshal(want)
+	return err == nil && string(text) == "{}"
+}
+
+// none reports whether there was no connection that was wanted.
+func none(s *lifecycle.Stats) bool {
+	return s.Open+s.Held+s.Lingering == 0 && s.Outcomes == [lifecycle.NumOutcomes]uint64{}
+}
+
+// report is the last word, on stderr. It returns the counts that it tells.
+func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.Trace) lifecycle.Stats {
 	w := cmd.ErrOrStderr()
 	if err := loop.SnapshotErr(); err != nil {
 		fmt.Fprintf(w, "stated: not all sockets that were there before could be listed: %s\n", firstLine(err))
@@ -215,6 +230,7 @@ func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.T
 		}
 	}
 	render.Summary(w, stats, filtered, &trace.Slow)
+	return stats
 }
 
 func newReplay() *cobra.Command {
@@ -313,8 +329,8 @@ func tableOptions(p *probe.Probe) (o lifecycle.Options) {
 
 func header(h render.Host, o lifecycle.Options, want *filter.Filter) recording.Header {
 	wanted, err := json.Marshal(want)
-	if err != nil || string(wanted) == "{}" {
-		wanted = nil // all; none of its fields can fail
+	if err != nil || wantsAll(want) {
+		wanted = nil // none of its fields can fail
 	}
 	return recording.Header{RunID: h.RunID, BootID: h.BootID, Host: h.Name, HostID: h.ID, Version: h.Version,
 		Kernel: kernelRelease(), NoDestroy: o.NoDestroy, NoResets: o.NoResets, SeesTimeWait: o.SeesTimeWait, Filter: wanted}
