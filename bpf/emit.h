@@ -59,13 +59,18 @@ static __always_inline bool unwanted(struct sock_info *info)
 	return true;
 }
 
+#define WHAT(kind, old, new) ((__u32)(kind) << 16 | (__u32)(old) << 8 | (__u32)(new))
+#define KIND_MASK 0x7f
+#define WHAT_TW_FULL (1U << 23) /* FLAG_TW_FULL */
+
 /* An event of a full socket that is in (or on its way from old to) a state. */
 static __noinline int fill_sock(struct event *e, struct sock *sk, __u64 time_ns, __u32 what)
 {
 	e->time_ns = time_ns;
-	e->kind = what >> 16;
+	e->kind = what >> 16 & KIND_MASK;
 	e->old_state = what >> 8;
 	e->new_state = what;
+	e->flags = what & WHAT_TW_FULL ? FLAG_TW_FULL : 0;
 	read_sock(e, sk);
 	return 0;
 }
@@ -176,8 +181,6 @@ static __noinline int emit_sock(struct sock *sk, struct sock_info *info, __u64 t
 	submit(e);
 	return 0;
 }
-
-#define WHAT(kind, old, new) ((__u32)(kind) << 16 | (__u32)(old) << 8 | (__u32)(new))
 
 /* A birth that could not be told at once (st_set_state) comes before whatever else is told of the socket. */
 static __always_inline void tell_birth(struct sock *sk, struct sock_info *info)

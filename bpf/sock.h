@@ -144,7 +144,7 @@ static __always_inline bool current_group(__u64 *start_ns, __u8 comm[16])
  * error while the socket still belongs to somebody: close() with unread data,
  * SO_LINGER 0, a failed connect(); or SOCK_DESTROY (tcp_abort).
  */
-static __always_inline bool task_did(struct sock *sk, int old, int new)
+static __noinline bool task_did(struct sock *sk, int old, int new)
 {
 	if (old == new)
 		return true;
@@ -212,17 +212,12 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
 }
 
-/* The same for a socket whose type the verifier knows: it needs no helper. */
+/* The same for a socket whose type the verifier knows: it needs no helper, and no check. */
 static __always_inline __u64 cgroup_of_typed(struct sock *sk)
 {
-	struct cgroup *cgroup;
-	struct kernfs_node *kn;
-
 	if (!bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
 		return 0;
-	cgroup = sk->sk_cgrp_data.cgroup;
-	kn = cgroup ? cgroup->kn : NULL;
-	return kn ? kn->id : 0;
+	return sk->sk_cgrp_data.cgroup->kn->id;
 }
 
 /*
@@ -352,9 +347,6 @@ static __always_inline void read_sock(struct event *e, struct sock *sk)
 		e->flags |= FLAG_DONE;
 	if (!socket)
 		e->flags |= FLAG_NO_SOCKET;
-	if (e->new_state == TCP_CLOSE && (e->old_state == TCP_FIN_WAIT2 || e->old_state == TCP_CLOSING) &&
-	    time_wait_full(sk->__sk_common.skc_net.net))
-		e->flags |= FLAG_TW_FULL;
 	read_addrs(e, sk, tp);
 	read_ports(e, sk, tp);
 	if (tp && !is_subflow(tp) && is_kernels(BPF_CORE_READ_BITFIELD(sk, sk_kern_sock), socket, socket ? socket->file : NULL))

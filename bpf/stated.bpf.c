@@ -87,9 +87,10 @@ static __always_inline void remember_closer(struct sock *sk, struct sock_info *i
  * request, and the other was faster (inet_ehash_nolisten), or there was no route
  * (tcp_v4_syn_recv_sock). The request lives on, with the same cookie, or has become
  * the other one. A child of Fast Open is a connection, and one that a RST ended has an
- * error.
+ * error. Not inlined: the verifier would follow all that comes after once for each way
+ * through it, which costs half a second at the start.
  */
-static __always_inline bool stillborn(struct sock *sk, struct sock_info *info, int old, int new)
+static __noinline bool stillborn(struct sock *sk, struct sock_info *info, int old, int new)
 {
 	struct tcp_sock *tp;
 
@@ -101,6 +102,7 @@ static __always_inline bool stillborn(struct sock *sk, struct sock_info *info, i
 
 static __always_inline int set_state(void *ctx, struct sock *sk, struct sock_info *info, int old, int new)
 {
+	__u32 what = WHAT(EVENT_STATE, old, new);
 	__u64 now = bpf_ktime_get_boot_ns();
 
 	if (is_birth(old, new)) {
@@ -128,7 +130,9 @@ static __always_inline int set_state(void *ctx, struct sock *sk, struct sock_inf
 		flush_overflow(sk, now);
 	if (cfg_stacks && new == TCP_SYN_SENT && sk->sk_protocol == IPPROTO_TCP)
 		remember_stack(ctx, id_of(sk, info));
-	return emit_sock(sk, info, now, WHAT(EVENT_STATE, old, new));
+	if (new == TCP_CLOSE && (old == TCP_FIN_WAIT2 || old == TCP_CLOSING) && time_wait_full(sk->__sk_common.skc_net.net))
+		what |= WHAT_TW_FULL;
+	return emit_sock(sk, info, now, what);
 }
 
 #define CHANGE(old, new) ((__u8)((old) << 4 | (new)))
