@@ -121,6 +121,48 @@ static __always_inline void inspect_timer(struct inspection *i, struct inet_conn
 		i->facts |= INSPECTED_SHUT;
 }
 
+/*
+ * An MPTCP connection, of which the fields of TCP are unused. Its first subflow
+ * stays for as long as it does, also when that has ended (__mptcp_close_ssk in
+ * net/mptcp/protocol.c), and tells when a segment came or went. One that was
+ * disconnected keeps its peer; that it is not shut tells (mptcp_disconnect).
+ */
+static __always_inline void inspect_mptcp(struct inspection *i, struct sock *sk)
+{
+	struct event *e = &i->event;
+	__u64 segment, *id, key = (__u64)sk;
+	struct tcp_sock *first;
+
+	id = bpf_map_lookup_elem(&mptcp_ids, &key);
+	e->socket = id ? *id : 0; /* the cookie may be another's: needs_own_id */
+	e->flags |= id ? FLAG_OWN_ID : 0;
+	if (!bpf_core_type_exists(struct mptcp_sock))
+		return;
+	first = (struct tcp_sock *)BPF_CORE_READ((struct mptcp_sock *)sk, first);
+	if (!first)
+		return;
+	if (e->new_state != TCP_SYN_SENT && e->new_state != TCP_LISTEN && BPF_CORE_READ(first, rcv_nxt) &&
+	    (e->new_state != TCP_CLOSE || e->shutdown || e->err))
+		i->facts |= INSPECTED_OPENED;
+	segment = BPF_CORE_READ(first, tcp_mstamp) * 1000;
+	if (segment && segment <= i->now_mono_ns)
+		i->last_segment_ns = e->time_ns - (i->now_mono_ns - segment);
+}
+
+/* A subflow whose connection was closed is the kernel's: it is not marked itself (__mptcp_close). */
+static __always_inline void inspect_subflow(struct event *e, struct tcp_sock *tp)
+{
+	struct mptcp_subflow_context *subflow;
+	struct sock *conn;
+
+	if (!bpf_core_type_exists(struct mptcp_subflow_context))
+		return;
+	subflow = BPF_CORE_READ(tp, inet_conn.icsk_ulp_data);
+	conn = BPF_CORE_READ(subflow, conn);
+	if (BPF_CORE_READ(conn, __sk_common.skc_flags) & 1 << SOCK_DEAD)
+		e->flags |= FLAG_DEAD;
+}
+
 static __always_inline void inspect_sock(struct inspection *i, struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
@@ -159,9 +201,13 @@ static __always_inline void inspect_sock(struct inspection *i, struct sock *sk)
 		e->socket = info->id;
 		e->flags |= FLAG_OWN_ID;
 	}
-	if (e->protocol != IPPROTO_TCP)
+	if (e->protocol != IPPROTO_TCP) {
+		inspect_mptcp(i, sk);
 		return;
+	}
 	inspect_numbers(e, tp);
+	if (e->flags & FLAG_MPTCP)
+		inspect_subflow(e, tp);
 	inspect_timer(i, &tp->inet_conn);
 	if (!(e->flags & FLAG_MPTCP) && is_kernels(BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock), socket, file))
 		e->flags |= FLAG_KERNEL;
@@ -245,8 +291,8 @@ int st_inspect_file(struct bpf_iter__task_file *ctx)
 		return 0;
 	e->protocol = BPF_CORE_READ(sk, sk_protocol);
 	e->old_state = e->new_state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	if ((e->protocol != IPPROTO_TCP && e->protocol != IPPROTO_MPTCP) || !inspected(e->new_state))
-		return 0;
+	if (e->protocol != IPPROTO_MPTCP && (e->protocol != IPPROTO_TCP || !inspected(e->new_state)))
+		return 0; /* MPTCP in any state: its subflows are in others */
 	e->kind = EVENT_HOLDER;
 	e->time_ns = bpf_ktime_get_boot_ns();
 	e->fd = ctx->fd;

@@ -331,6 +331,11 @@ struct mptcp_subflow_context {
 	struct sock *conn;
 };
 
+struct mptcp_sock {
+	struct inet_connection_sock sk;
+	struct sock *first;
+};
+
 struct fdtable {
 	struct file **fd;
 };

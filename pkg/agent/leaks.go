@@ -51,7 +51,7 @@ type sockets struct {
 // lookedAt identifies a socket from one look to the next.
 type lookedAt struct {
 	inode uint64
-	id    event.SocketID // where it has no inode
+	id    event.SocketID // where it has no inode, and of subflows, which have that of their MPTCP connection
 }
 
 // stay is how a socket was found, and since when it has been in that state.
@@ -99,8 +99,8 @@ func (l *Leaks) remember(c *census.Census) {
 	seen := make(map[lookedAt]stay)
 	for _, s := range c.Sockets {
 		key := lookedAt{inode: s.Inode}
-		if s.Inode == 0 {
-			key.id = s.Sighting.Socket
+		if s.Inode == 0 || s.Subflow() {
+			key = lookedAt{id: s.Sighting.Socket}
 		}
 		if key == (lookedAt{}) || s.New == event.StateListen {
 			continue

@@ -88,6 +88,29 @@ func TestAgeByLooks(t *testing.T) {
 	}
 }
 
+// TestAgeByLooksMPTCP: an MPTCP connection and its subflow, which has the same inode
+// and goes on, are not taken for each other.
+func TestAgeByLooksMPTCP(t *testing.T) {
+	const second = int64(1e9)
+	local, peer := netip.MustParseAddrPort("10.0.0.1:40000"), netip.MustParseAddrPort("10.0.0.2:443")
+	at := 100 * second
+	whole := event.Sighting{Event: event.Event{Kind: event.KindHolder, New: event.StateCloseWait, Time: at, Local: local, Peer: peer,
+		Protocol: event.ProtoMPTCP, Task: event.Task{PID: 7}}, Inode: 5, References: 1, Opened: true}
+	subflow := event.Sighting{Event: event.Event{Kind: event.KindSnapshot, New: event.StateEstablished, Time: at, Local: local, Peer: peer,
+		Protocol: event.ProtoTCP, Socket: 9, Flags: event.FlagMPTCP}, Inode: 5, References: 1, Opened: true, LastSegment: at}
+	look := sightings{subflow, whole}
+	l := Leaks{Inspector: look, Filter: &filter.Filter{}, By: leak.ByNone, Rules: leak.Rules{States: leak.DefaultStates},
+		Now: func() (int64, int64) { return at, at }}
+	for range 3 {
+		r, _, err := l.Report()
+		if err != nil || len(r.Findings) != 1 || !r.Findings[0].Multipath() || r.Findings[0].Age.Min != at-100*second {
+			t.Errorf("after %d: %+v %v", at, r.Findings, err)
+		}
+		at += 3 * second
+		look[0].Time, look[1].Time, look[0].LastSegment = at, at, at
+	}
+}
+
 func groupOf(key string, n int) leak.Group {
 	g := leak.Group{Key: key}
 	for range n {

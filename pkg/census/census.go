@@ -44,10 +44,25 @@ type Socket struct {
 	// Other is the other end, where that is in the census and in the same network
 	// namespace; else nil.
 	Other *Socket
+	// Whole is the MPTCP connection that a subflow is of; nil unknown, and of what is
+	// no subflow. Its Holders are the subflow's, too.
+	Whole *Socket
 	// Idle is how long nothing but the FIN had come or gone before the peer
 	// closed, in nanoseconds; only where the FIN was seen. 0 unknown.
 	Idle int64
 }
+
+// Multipath reports whether it is an MPTCP connection, or a listener for such. A
+// connection is carried by subflows, which are TCP sockets without a descriptor, and
+// in states of their own. What it has transferred, and what waits, is not known.
+func (s *Socket) Multipath() bool { return s.Protocol == event.ProtoMPTCP }
+
+// Subflow reports whether it is one of an MPTCP connection: what a process sees is
+// the state of that.
+func (s *Socket) Subflow() bool { return s.Flags.Has(event.FlagMPTCP) && !s.Multipath() }
+
+// Queued reports whether it is known what waits to be read and to be acknowledged.
+func (s *Socket) Queued() bool { return !s.Multipath() || s.New == event.StateListen }
 
 // NotAccepted reports whether the connection waits in the queue of a listener:
 // no struct socket has been made for it, and no descriptor was closed either.
@@ -136,13 +151,14 @@ type Census struct {
 	Now     int64 // nanoseconds since boot, when it began
 	Sockets []*Socket
 
-	byInode map[uint64]*Socket
+	byInode map[uint64]*Socket // of several subflows the first
+	wholes  map[uint64]*Socket // MPTCP connections, by inode: it is their subflows', too
 	seen    map[event.SocketID]bool
 }
 
 // New begins a census.
 func New(now int64) *Census {
-	return &Census{Now: now, byInode: make(map[uint64]*Socket), seen: make(map[event.SocketID]bool)}
+	return &Census{Now: now, byInode: make(map[uint64]*Socket), wholes: make(map[uint64]*Socket), seen: make(map[event.SocketID]bool)}
 }
 
 // Add takes one sighting, first those of sockets, then those of holders. A
@@ -164,8 +180,13 @@ func (c *Census) Add(s *event.Sighting) {
 
 func (c *Census) put(s *event.Sighting) *Socket {
 	socket := &Socket{Sighting: *s}
+	if s.New == event.StateListen && s.Flags.Has(event.FlagMPTCP) {
+		socket.Protocol = event.ProtoMPTCP // one listens for the other: it counts once
+	}
 	c.Sockets = append(c.Sockets, socket)
-	if s.Inode != 0 && c.byInode[s.Inode] == nil {
+	if s.Protocol == event.ProtoMPTCP {
+		c.wholes[s.Inode] = socket
+	} else if s.Inode != 0 && c.byInode[s.Inode] == nil {
 		c.byInode[s.Inode] = socket
 	}
 	return socket
@@ -173,11 +194,17 @@ func (c *Census) put(s *event.Sighting) *Socket {
 
 func (c *Census) hold(s *event.Sighting) {
 	socket := c.byInode[s.Inode]
-	if socket == nil {
-		// In CLOSE, or opened since the sockets were listed.
-		if s.Protocol == event.ProtoMPTCP {
-			return
+	if s.Protocol == event.ProtoMPTCP {
+		if s.New != event.StateListen {
+			socket = c.wholes[s.Inode] // is in no table of the kernel that is listed
+		} else if socket == nil {
+			return // began to listen since the sockets were listed
+		} else {
+			socket.Protocol = event.ProtoMPTCP
 		}
+	}
+	if socket == nil {
+		// In CLOSE, of MPTCP, or opened since the sockets were listed.
 		socket = c.put(s)
 		socket.Task, socket.FD = event.Task{}, -1
 	}
@@ -208,8 +235,28 @@ func (c *Census) Drop(which func(*Socket) bool) { c.Sockets = slices.DeleteFunc(
 // History finds what the events told of a socket; nil: nothing.
 type History func(event.SocketID) *lifecycle.Conn
 
+// join gives the subflows their connection. A struct socket is the same file's for
+// all of them (mptcp_sock_graft in net/mptcp). Each change of state of the connection
+// is made by a segment of one.
+func (c *Census) join() {
+	for _, s := range c.Sockets {
+		if s.Inode == 0 || s.Multipath() {
+			continue
+		}
+		switch w := c.wholes[s.Inode]; {
+		case w != nil:
+			s.Flags |= event.FlagMPTCP // also where the peer does not speak MPTCP
+			s.Whole, s.Holders = w, w.Holders
+			w.LastSegment = max(w.LastSegment, s.LastSegment)
+		case s.Subflow() && len(s.Holders) == 0:
+			s.Holders = c.byInode[s.Inode].Holders
+		}
+	}
+}
+
 // Complete joins listeners and histories to the sockets that were added.
 func (c *Census) Complete(history History) {
+	c.join()
 	listeners := make(map[endpoint][]*Socket)
 	for _, s := range c.Sockets {
 		if s.New == event.StateListen {
@@ -232,6 +279,11 @@ func (c *Census) Complete(history History) {
 		s.Role, s.RoleKnown, s.Evidence = roles.of(s, conns[i])
 	}
 	roles.agree(c.Sockets)
+	for _, s := range c.Sockets {
+		if w := s.Whole; w != nil && w.Local == s.Local && w.Peer == s.Peer && s.strength() > w.strength() {
+			w.Role, w.RoleKnown, w.Evidence = s.Role, s.RoleKnown, s.Evidence
+		}
+	}
 	for i, s := range c.Sockets {
 		if s.Role != lifecycle.RoleServer && !s.NotAccepted() {
 			s.Listeners = nil

@@ -84,11 +84,12 @@ type Report struct {
 	Young int
 }
 
-// Find applies the rules to a census.
+// Find applies the rules to a census. A subflow is not stuck by itself: its MPTCP
+// connection may be.
 func Find(c *census.Census, rules Rules) Report {
 	r := Report{Now: c.Now}
 	for _, s := range c.Sockets {
-		if !rules.States.Has(s.New) || s.New == event.StateListen {
+		if !rules.States.Has(s.New) || s.New == event.StateListen || s.Subflow() {
 			continue
 		}
 		if s.New == event.StateClose && !s.Hidden() {
@@ -120,6 +121,8 @@ func Judge(s *census.Socket) Finding {
 		switch {
 		case s.NotAccepted():
 			f.Verdict = NotAccepted
+		case s.Multipath():
+			f.Why = "the peer has closed, and the process has not; whether it has read all is not known of MPTCP"
 		case queued > 1:
 			f.Verdict = DataUnread
 		case queued == 1:

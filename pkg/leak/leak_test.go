@@ -43,6 +43,8 @@ func TestFind(t *testing.T) {
 		{"another state", waiting(census.Age{Min: 90 * second}, func(s *census.Socket) { s.New = event.StateEstablished }), 0, 0, 0},
 		{"never connected", waiting(census.Age{Min: 90 * second}, func(s *census.Socket) { s.New = event.StateClose }), 0, 0, 0},
 		{"ended", waiting(census.Age{Min: 90 * second}, func(s *census.Socket) { s.New, s.Opened = event.StateClose, true }), 1, 0, 0},
+		{"MPTCP", waiting(census.Age{Min: 90 * second}, func(s *census.Socket) { s.Protocol = event.ProtoMPTCP }), 1, 0, 0},
+		{"its subflow", waiting(census.Age{Min: 90 * second}, func(s *census.Socket) { s.Flags |= event.FlagMPTCP }), 0, 0, 0},
 	} {
 		c := census.New(0)
 		c.Sockets = []*census.Socket{tt.socket}
@@ -68,6 +70,8 @@ func TestJudge(t *testing.T) {
 		{"open, read", func(s *census.Socket) { s.New, s.Flags = event.StateEstablished, 0 }, Unknown, true},
 		{"open, unread", func(s *census.Socket) { s.New, s.Flags, s.Unread = event.StateEstablished, 0, 9 }, DataUnread, false},
 		{"open, in the queue", func(s *census.Socket) { s.New, s.Flags = event.StateEstablished, event.FlagNoSocket }, NotAccepted, false},
+		{"MPTCP", func(s *census.Socket) { s.Protocol = event.ProtoMPTCP }, Unknown, true},
+		{"MPTCP, ended", func(s *census.Socket) { s.Protocol, s.New = event.ProtoMPTCP, event.StateClose }, Hidden, false},
 		{"MPTCP subflow", func(s *census.Socket) { s.Flags |= event.FlagMPTCP | event.FlagNoSocket }, Drained, false},
 	} {
 		f := Judge(waiting(census.Age{}, tt.change))

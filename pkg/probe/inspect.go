@@ -170,8 +170,9 @@ func (i *Inspector) Sockets(states event.StateSet, each func(*event.Sighting)) e
 	return errors.Join(errs...)
 }
 
-// Holders calls each for every descriptor of every process on a TCP or MPTCP
-// socket in one of the states. Where sock_diag serves, they are those of the
+// Holders calls each for every descriptor of every process on a TCP socket in one
+// of the states, and on an MPTCP socket in any: those are in no table of which
+// Sockets knows, and their subflows are in states of their own. Where sock_diag serves, they are those of the
 // sockets that Sockets has just shown, and only TCP.
 func (i *Inspector) Holders(states event.StateSet, each func(*event.Sighting)) error {
 	if i.limited != nil {

@@ -70,6 +70,9 @@ func Meaning(v leak.Verdict) string { return meaning[v] }
 
 // Advice says what to look for next, "" where nothing is known to.
 func Advice(f *leak.Finding) string {
+	if f.Multipath() && f.New == event.StateCloseWait {
+		return "the handler is stuck, forgot the socket, or a close() is missing on some path: look at what its threads do"
+	}
 	if f.HalfClosed() {
 		return "the peer has not closed either, and may still send: only if the process wants no answer, close() must follow shutdown()"
 	}

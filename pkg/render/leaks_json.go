@@ -4,6 +4,7 @@ package render
 
 import (
 	"hash/fnv"
+	"slices"
 	"strconv"
 
 	"github.com/stated-tcp/stated/pkg/event"
@@ -126,7 +127,12 @@ func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group, p *parties) []byte
 			b = number(b, "stated.leak.sockets_by_verdict."+leak.Verdict(v).String(), int64(n))
 		}
 	}
-	b = number(b, "stated.leak.unread_bytes", int64(g.Unread))
+	if slices.ContainsFunc(g.Findings, func(f leak.Finding) bool { return f.Queued() }) {
+		b = number(b, "stated.leak.unread_bytes", int64(g.Unread))
+	}
+	if !slices.ContainsFunc(g.Findings, func(f leak.Finding) bool { return !f.Multipath() }) {
+		b = jsonMultipath(b, g.Oldest().Socket)
+	}
 	if g.Kernel() {
 		b = append(b, `,"stated.socket.kernel":true`...)
 	}
@@ -176,7 +182,9 @@ func (r *Writer) jsonSocket(b []byte, l *Leaks, f *leak.Finding) []byte {
 	b = jsonWait(b, "stated.socket.wait", l.waitOn(f.Socket))
 	b = text(b, "network.connection.state", f.New.Name(event.NamingOTel))
 	b = socketFacts(b, f.Socket)
-	b = number(b, "stated.leak.unread_bytes", int64(f.Unread))
+	if f.Queued() {
+		b = number(b, "stated.leak.unread_bytes", int64(f.Unread))
+	}
 	if f.Idle != 0 {
 		b = number(b, "stated.leak.idle_before_fin_ns", f.Idle)
 	}

@@ -77,6 +77,40 @@ func stuckSockets() *census.Census {
 	return c
 }
 
+// multipaths is a census of an MPTCP listener, two connections, one of which leaks,
+// with their subflows, and subflows of connections that were not found.
+func multipaths() *census.Census {
+	const now = 100_000 * int64(time.Millisecond)
+	c := census.New(now)
+	server := event.Task{PID: 4242, Start: 1, Comm: event.MakeComm("server")}
+	add := func(kind event.Kind, protocol uint16, state event.State, peer string, inode uint64, flags event.Flags) {
+		s := event.Sighting{Event: event.Event{Kind: kind, New: state, Old: state, Flags: flags, Time: now, Netns: 4026531840, Protocol: protocol,
+			Local: netip.MustParseAddrPort("10.0.0.5:7400"), Peer: netip.MustParseAddrPort(peer), FD: -1}, Inode: inode, Opened: true, LastSegment: now - 60e9}
+		if kind == event.KindHolder {
+			s.Task, s.FD, s.References = server, int32(inode), 1
+		}
+		c.Add(&s)
+	}
+	const tcp, mptcp = event.ProtoTCP, event.ProtoMPTCP
+	add(event.KindSnapshot, tcp, event.StateListen, "0.0.0.0:0", 3, 0)
+	add(event.KindSnapshot, tcp, event.StateEstablished, "10.0.0.9:40001", 5, event.FlagMPTCP)
+	add(event.KindSnapshot, tcp, event.StateEstablished, "10.0.1.9:40002", 5, event.FlagMPTCP)
+	add(event.KindSnapshot, tcp, event.StateEstablished, "10.0.0.9:40003", 6, event.FlagMPTCP)
+	add(event.KindSnapshot, tcp, event.StateEstablished, "10.0.0.9:40004", 0, event.FlagMPTCP|event.FlagNoSocket)
+	add(event.KindSnapshot, tcp, event.StateEstablished, "10.0.0.9:40005", 0, event.FlagMPTCP|event.FlagNoSocket|event.FlagDead)
+	add(event.KindHolder, mptcp, event.StateListen, "0.0.0.0:0", 3, 0)
+	add(event.KindHolder, mptcp, event.StateCloseWait, "10.0.0.9:40001", 5, 0)
+	add(event.KindHolder, mptcp, event.StateEstablished, "10.0.0.9:40003", 6, 0)
+	c.Complete(nil)
+	return c
+}
+
+func multipathLeaks(by leak.Key, each bool) *Leaks {
+	r := leak.Find(multipaths(), leak.Rules{MinAge: 30e9, States: leak.DefaultStates})
+	return &Leaks{Report: r, Groups: r.Group(by), MinAge: 30e9, Examples: 5, Each: each,
+		Processes: func(event.Task) Process { return Process{CommandLine: "server -p 7400"} }}
+}
+
 func leaksOf(by leak.Key, each bool) *Leaks {
 	c := stuckSockets()
 	r := leak.Find(c, leak.Rules{MinAge: 30e9, States: leak.DefaultStates})
@@ -172,6 +206,15 @@ func TestLeaksGolden(t *testing.T) {
 		"stacks.json":    {Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(leaksWithStacks(leak.ByStack)) }},
 		"none.text": {Options{}, func(w *Writer) {
 			w.Leaks(&Leaks{MinAge: 30e9, Report: leak.Report{Young: 2, Undecided: 1}})
+		}},
+		"mptcp.text": {Options{}, func(w *Writer) {
+			w.Sockets(multipaths(), func(event.Task) Process { return Process{} })
+			w.Leaks(multipathLeaks(leak.ByProcess, false))
+		}},
+		"mptcp.json": {Options{Format: FormatJSON}, func(w *Writer) {
+			w.Sockets(multipaths(), func(event.Task) Process { return Process{} })
+			w.Leaks(multipathLeaks(leak.ByProcess, false))
+			w.Leaks(multipathLeaks(leak.ByNone, true))
 		}},
 		"sockets.text": {Options{}, func(w *Writer) { w.Sockets(stuckSockets(), func(event.Task) Process { return Process{} }) }},
 		"sockets.wide": {Options{Format: FormatWide}, func(w *Writer) { w.Sockets(stuckSockets(), func(event.Task) Process { return Process{} }) }},

@@ -335,6 +335,9 @@ func (r *Writer) appendFinding(b []byte, f *leak.Finding, g *leak.Group, p *part
 	b = pad(b, at, width)
 	b = pad(AppendAge(append(b, "  "...), f.Age), at, width+10)
 	b = AppendEnds(append(b, "  "...), f.Socket)
+	if f.Multipath() {
+		b = append(b, "  MPTCP"...)
+	}
 	if p.networks > 1 && r.opts.Format != FormatWide {
 		b = appendInt(append(b, "  netns:"...), int64(f.Netns))
 	}
@@ -366,7 +369,11 @@ func pad(b []byte, at, width int) []byte {
 func (r *Writer) textAdvice(l *Leaks, g *leak.Group, p *parties) {
 	worst := worstVerdict(g)
 	of := slices.IndexFunc(g.Findings, func(f leak.Finding) bool { return f.Verdict == worst && len(f.Owners()) > 0 })
-	if advice[worst] == "" || of < 0 {
+	if of < 0 {
+		return
+	}
+	next := Advice(&g.Findings[of])
+	if next == "" {
 		return
 	}
 	owner := g.Findings[of].Owners()[0]
@@ -374,7 +381,7 @@ func (r *Writer) textAdvice(l *Leaks, g *leak.Group, p *parties) {
 		r.wrapped(2, "", AppendHalt(append(r.line[:0], "next: "...), &owner, &process))
 		return
 	}
-	r.wrapped(2, "", append(append(r.line[:0], "next: "...), Advice(&g.Findings[of])...))
+	r.wrapped(2, "", append(append(r.line[:0], "next: "...), next...))
 	b := append(r.line[:0], "threads: gdb -p "...)
 	if p.mixed {
 		b = append(AppendTask(append(r.line[:0], "threads of "...), &owner), ": gdb -p "...)

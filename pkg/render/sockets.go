@@ -42,13 +42,18 @@ func (r *Writer) Sockets(c *census.Census, processes func(event.Task) Process) {
 func (r *Writer) appendSocket(b []byte, s *census.Socket, ends int) []byte {
 	b = pad(append(b, s.New.Name(r.opts.Names)...), 0, 12)
 	b = pad(AppendAge(b, s.Age), 0, 21)
-	unread, unsent := s.Unread, s.Unsent
-	if s.New != event.StateListen {
-		unread, _ = s.UnreadPayload()
-		unsent = s.UnsentPayload()
+	if s.Queued() {
+		unread, unsent := s.Unread, s.Unsent
+		if s.New != event.StateListen {
+			unread, _ = s.UnreadPayload()
+			unsent = s.UnsentPayload()
+		}
+		b = pad(appendInt(b, int64(unread)), 0, 30)
+		b = pad(appendInt(b, int64(unsent)), 0, 39)
+	} else {
+		b = pad(append(b, '?'), 0, 30)
+		b = pad(append(b, '?'), 0, 39)
 	}
-	b = pad(appendInt(b, int64(unread)), 0, 30)
-	b = pad(appendInt(b, int64(unsent)), 0, 39)
 	b = pad(AppendEnds(b, s), 0, 39+ends)
 	b = append(b, "  "...)
 	b = appendHolders(b, s)
@@ -73,6 +78,12 @@ func AppendNetns(b []byte, netns, ours uint32) []byte {
 // appendHolders adds who has the socket, or why nobody does.
 func appendHolders(b []byte, s *census.Socket) []byte {
 	switch {
+	case s.Subflow() && s.Orphan():
+		return append(b, "the kernel, MPTCP subflow"...)
+	case s.Subflow() && len(s.Holders) == 0:
+		return append(b, "MPTCP subflow of a connection whose descriptor was not found"...)
+	case s.Subflow():
+		b = append(b, "MPTCP subflow of "...)
 	case s.Listened():
 		if s.HalfOpen() {
 			b = append(b, "half-open"...)
@@ -107,6 +118,9 @@ func appendHolders(b []byte, s *census.Socket) []byte {
 	}
 	if n := s.Elsewhere(); n > 0 {
 		b = append(appendInt(append(b, ", "...), int64(n)), " held elsewhere"...)
+	}
+	if s.Multipath() {
+		b = append(b, ", MPTCP"...)
 	}
 	return b
 }
@@ -178,7 +192,7 @@ func (r *Writer) jsonSocketNow(now int64, s *census.Socket, processes func(event
 	if s.New == event.StateListen {
 		b = number(b, "stated.listener.queue", int64(s.Unread))
 		b = number(b, "stated.listener.queue_limit", int64(s.Unsent))
-	} else {
+	} else if s.Queued() {
 		unread, _ := s.UnreadPayload()
 		b = number(b, "stated.tcp.rx_queue_bytes", int64(unread))
 		b = number(b, "stated.tcp.tx_queue_bytes", int64(s.UnsentPayload()))
@@ -257,6 +271,7 @@ func socketFacts(b []byte, s *census.Socket) []byte {
 	b = number(b, "stated.netns.inode", int64(s.Netns))
 	b = text(b, "stated.connection.role", s.Role.String())
 	b = text(b, "stated.connection.role_known", s.RoleKnown.String())
+	b = jsonMultipath(b, s)
 	if tellsUID(s) {
 		b = identity(b, "user.id", uint64(s.UID))
 	}
@@ -274,6 +289,18 @@ func socketFacts(b []byte, s *census.Socket) []byte {
 	}
 	if s.Kernel() {
 		b = append(b, `,"stated.socket.kernel":true`...)
+	}
+	return b
+}
+
+// jsonMultipath says what a socket is of MPTCP. A subflow has the inode of its
+// connection.
+func jsonMultipath(b []byte, s *census.Socket) []byte {
+	switch {
+	case s.Multipath():
+		return append(b, `,"stated.mptcp":"connection"`...)
+	case s.Subflow():
+		return append(b, `,"stated.mptcp":"subflow"`...)
 	}
 	return b
 }

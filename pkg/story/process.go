@@ -30,6 +30,7 @@ type service struct {
 	queued bool // nobody has accepted it
 	netns  uint32
 	addr   string // port we listen on, address we call
+	mptcp  bool
 	count  int
 	oldest census.Age
 }
@@ -111,8 +112,8 @@ func (t *Teller) Sockets(b []byte, sockets []*census.Socket, examples int) []byt
 	return b
 }
 
-// sort puts what is stuck first, then what is in trouble, then what is old, and
-// returns how many are stuck, and how many others in trouble.
+// sort puts what is stuck first, then what is in trouble, then what is old, at last
+// subflows, and returns how many are stuck, and how many others in trouble.
 func (t *Teller) sort(sockets []*census.Socket) (stuck, troubled int) {
 	ranks := make(map[*census.Socket]int, len(sockets))
 	for _, s := range sockets {
@@ -123,6 +124,8 @@ func (t *Teller) sort(sockets []*census.Socket) (stuck, troubled int) {
 		case len(t.troubles(nil, s)) > 0:
 			ranks[s] = -1
 			troubled++
+		case s.Subflow():
+			ranks[s] = 1
 		}
 	}
 	slices.SortStableFunc(sockets, func(a, b *census.Socket) int {
@@ -135,8 +138,13 @@ func (t *Teller) sort(sockets []*census.Socket) (stuck, troubled int) {
 func (t *Teller) services(b []byte, sockets []*census.Socket) []byte {
 	index := make(map[service]int)
 	var list []service
+	subflows := 0
 	for _, s := range sockets {
-		key := service{state: s.New, role: s.Role, queued: s.NotAccepted(), netns: s.Netns}
+		if s.Subflow() {
+			subflows++ // of a connection that counts
+			continue
+		}
+		key := service{state: s.New, role: s.Role, queued: s.NotAccepted(), netns: s.Netns, mptcp: s.Multipath()}
 		switch {
 		case s.New == event.StateClose && !s.Hidden():
 		case s.New == event.StateListen:
@@ -157,10 +165,9 @@ func (t *Teller) services(b []byte, sockets []*census.Socket) []byte {
 		}
 	}
 	slices.SortStableFunc(list, func(a, b service) int { return cmp.Compare(b.count, a.count) })
-	b = strconv.AppendInt(b, int64(len(sockets)), 10)
-	b = append(b, " TCP socket"...)
-	if len(sockets) != 1 {
-		b = append(b, 's')
+	b = plural(b, len(sockets)-subflows, "TCP socket")
+	if subflows > 0 {
+		b = append(plural(append(b, ", and "...), subflows, "subflow"), " of MPTCP connections"...)
 	}
 	b = append(b, ":\n"...)
 	const most = 20
@@ -173,6 +180,14 @@ func (t *Teller) services(b []byte, sockets []*census.Socket) []byte {
 	return append(b, '\n')
 }
 
+func plural(b []byte, n int, noun string) []byte {
+	b = append(append(strconv.AppendInt(b, int64(n), 10), ' '), noun...)
+	if n != 1 {
+		b = append(b, 's')
+	}
+	return b
+}
+
 func (t *Teller) service(b []byte, s *service) []byte {
 	b = append(strconv.AppendInt(append(b, "  "...), int64(s.count), 10), ' ')
 	switch {
@@ -182,6 +197,9 @@ func (t *Teller) service(b []byte, s *service) []byte {
 		b = append(b, "ended but not closed"...)
 	default:
 		b = append(b, s.state.Name(t.Names)...)
+	}
+	if s.mptcp {
+		b = append(b, " (MPTCP)"...)
 	}
 	if s.queued {
 		b = append(b, ", not accepted"...)
@@ -218,8 +236,11 @@ func (t *Teller) calm(sockets []*census.Socket) []byte {
 // stuck says how many are, and why.
 func (t *Teller) stuck(sockets []*census.Socket) []byte {
 	var verdicts [leak.NumVerdicts]int
+	unknown := ""
 	for _, s := range sockets {
-		verdicts[leak.Judge(s).Verdict]++
+		f := leak.Judge(s)
+		verdicts[f.Verdict]++
+		unknown = cmp.Or(unknown, f.Why)
 	}
 	b := strconv.AppendInt(nil, int64(len(sockets)), 10)
 	if len(sockets) == 1 {
@@ -234,7 +255,11 @@ func (t *Teller) stuck(sockets []*census.Socket) []byte {
 		}
 		b = append(strconv.AppendInt(b, int64(n), 10), ' ')
 		b = append(b, leak.Verdict(v).String()...)
-		if why := render.Meaning(leak.Verdict(v)); why != "" {
+		why := render.Meaning(leak.Verdict(v))
+		if leak.Verdict(v) == leak.Unknown {
+			why = unknown
+		}
+		if why != "" {
 			b = append(append(b, ": "...), why...)
 		}
 		b = append(b, ". "...)

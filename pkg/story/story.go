@@ -45,20 +45,25 @@ func (t *Teller) Socket(b []byte, s *census.Socket) []byte {
 	}
 	b = paragraph(b, t.state(s))
 	b = paragraph(b, t.other(t.role(s), s))
+	b = paragraph(b, multipath(s))
 	b = t.halted(paragraph(b, t.holders(s)), s)
 	b = paragraph(b, t.data(s))
-	b = paragraph(b, t.waits(s))
+	if !s.Subflow() {
+		b = paragraph(b, t.waits(s))
+	}
 	if s.Err != 0 {
 		b = paragraph(b, append([]byte("Its error, which the process has not fetched: "+render.ErrnoText(s.Err)), '.'))
 	}
 	told := len(b)
-	b = t.troubles(b, s)
+	if b = t.troubles(b, s); s.Subflow() {
+		return b // what the process makes of it is about the connection
+	}
 	return t.verdict(b, s, len(b) > told)
 }
 
 // Stuck reports whether a socket waits for its own process for too long.
 func (t *Teller) Stuck(s *census.Socket) bool {
-	if s.Age.Min < t.MinAge {
+	if s.Age.Min < t.MinAge || s.Subflow() {
 		return false
 	}
 	switch s.New {
@@ -89,7 +94,7 @@ func (t *Teller) idle(s *census.Socket) bool {
 // doubtful reports whether a socket may be stuck, and its age does not tell.
 func (t *Teller) doubtful(s *census.Socket) bool {
 	may := s.New == event.StateCloseWait || s.Hidden()
-	return may && s.Age.Min < t.MinAge && s.Age.Known == lifecycle.AtLeast && (s.Age.Max == 0 || s.Age.Max >= t.MinAge)
+	return may && !s.Subflow() && s.Age.Min < t.MinAge && s.Age.Known == lifecycle.AtLeast && (s.Age.Max == 0 || s.Age.Max >= t.MinAge)
 }
 
 // byBegan reports whether the age follows from what the kernel knows of the begin.
@@ -181,6 +186,28 @@ func (t *Teller) role(s *census.Socket) []byte {
 	return nil
 }
 
+// multipath says what a socket is of MPTCP (RFC 8684), and what that means for it.
+func multipath(s *census.Socket) []byte {
+	switch {
+	case s.Multipath():
+		return []byte("It is an MPTCP connection: what it has to send and to receive goes over its subflows, TCP connections without a descriptor of their own, each in a state of its own.")
+	case !s.Subflow():
+		return nil
+	case s.Whole != nil:
+		b := append([]byte("It is a subflow of an MPTCP connection, which is in "), s.Whole.New.String()...)
+		return append(b, ". That is the state that its process sees, and that can be stuck; a subflow is not closed by itself."...)
+	case len(s.Holders) > 0:
+		return []byte("It is a subflow of an MPTCP connection. The state of that is the one that its process sees, and it is not known: ss -M shows it.")
+	case s.Orphan():
+		return []byte("It is a subflow of an MPTCP connection that its process has closed, and that the peer has not, or not yet: ss -M shows its state.")
+	}
+	b := []byte("It is a subflow of an MPTCP connection whose descriptor was not found: nobody has accepted it yet, or its descriptor is in flight on a unix socket, or in an io_uring")
+	if s.Limited {
+		b = append(b, ", or was closed"...)
+	}
+	return append(b, ". ss -M shows its state."...)
+}
+
 // holders says who has the socket, or why nobody does.
 func (t *Teller) holders(s *census.Socket) (b []byte) {
 	switch {
@@ -192,12 +219,19 @@ func (t *Teller) holders(s *census.Socket) (b []byte) {
 		return []byte("No process holds it any more: the kernel finishes the connection alone.")
 	case s.Kernel():
 		return []byte("The kernel itself made it, for NFS, SMC or the like: no process has a descriptor of it, and none can close it.")
+	case len(s.Holders) == 0 && s.Subflow():
+		return nil
 	case len(s.Holders) == 0:
 		b = append(b, "No process was found that holds it: it is in flight on a unix socket, in an io_uring, or was closed this moment. "...)
 	}
 	for i := range s.Holders {
 		h := &s.Holders[i]
-		b = append(render.AppendTask(b, &h.Task), " holds it as descriptor"...)
+		b = render.AppendTask(b, &h.Task)
+		if s.Subflow() {
+			b = append(b, " holds the connection as descriptor"...)
+		} else {
+			b = append(b, " holds it as descriptor"...)
+		}
 		if len(h.FDs) > 1 {
 			b = append(b, 's')
 		}
@@ -228,6 +262,13 @@ func (t *Teller) holders(s *census.Socket) (b []byte) {
 func (t *Teller) data(s *census.Socket) []byte {
 	if s.Flags.Has(event.FlagMini) || s.New == event.StateClose && !s.Hidden() {
 		return nil
+	}
+	if !s.Queued() {
+		b := []byte("How much data came and went, and whether some waits, is not known of an MPTCP connection. ")
+		if s.LastSegment != 0 {
+			b = append(ago(b, "The last segment of any kind was ", s, s.LastSegment), '.')
+		}
+		return b
 	}
 	var b []byte
 	switch f := leak.Judge(s); {
@@ -350,6 +391,9 @@ func (t *Teller) unstuck(f *leak.Finding) []byte {
 	case f.New == event.StateEstablished && f.Unread > 0 && !f.Kernel():
 		return []byte("What came waits to be read: the process may be about to do so.")
 	case f.New == event.StateEstablished:
+		if f.Multipath() {
+			return []byte("It is open at both ends. Whether data gets through, its subflows tell.")
+		}
 		return []byte("Nothing is wrong with it as far as the kernel can tell.")
 	case f.HalfClosed() && f.New == event.StateFinWait1:
 		return []byte("It is half-closed: the process called shutdown(). The peer has not acknowledged all that was sent before, or our FIN: it does not read, or it or the way to it is gone. Look there, not at this process. Without any answer the kernel gives up after net.ipv4.tcp_retries2 retransmissions.")

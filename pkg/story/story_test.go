@@ -87,6 +87,30 @@ func newHost() *host {
 	return h
 }
 
+// multipaths is a host with MPTCP: a listener, a connection that leaks and its two
+// subflows, one that is open, and subflows of connections that are not found.
+func multipaths() *host {
+	h := &host{c: census.New(now)}
+	whole := func(state event.State, local, peer string, inode uint64, fd int32) {
+		h.c.Add(&event.Sighting{Event: event.Event{Kind: event.KindHolder, New: state, Old: state, Time: now, Netns: 1, Protocol: event.ProtoMPTCP, Task: shop, FD: fd,
+			Local: netip.MustParseAddrPort(local), Peer: netip.MustParseAddrPort(peer)}, Inode: inode, References: 1, Opened: true, LastSegment: now - 60e9})
+	}
+	of := func(inode uint64, flags event.Flags) func(*event.Sighting) {
+		return func(s *event.Sighting) { s.Inode, s.Flags, s.BytesAcked = inode, event.FlagMPTCP|flags, 0 }
+	}
+	h.socket(event.StateListen, "0.0.0.0:8080", "0.0.0.0:0", func(s *event.Sighting) { s.Unsent, s.LastSegment, s.Inode = 128, 0, 3 }, -1)
+	h.socket(event.StateEstablished, "10.0.0.5:8080", "10.0.0.9:40001", of(5, 0), -1)
+	h.socket(event.StateEstablished, "10.0.0.5:8080", "10.0.1.9:40002", of(5, 0), -1)
+	h.socket(event.StateEstablished, "10.0.0.5:8080", "10.0.0.9:40003", of(6, 0), -1)
+	h.socket(event.StateEstablished, "10.0.0.5:8080", "10.0.0.9:40004", of(0, event.FlagNoSocket), -1)
+	h.socket(event.StateEstablished, "10.0.0.5:8080", "10.0.0.9:40005", of(0, event.FlagNoSocket|event.FlagDead), -1)
+	whole(event.StateListen, "0.0.0.0:8080", "0.0.0.0:0", 3, 3)
+	whole(event.StateCloseWait, "10.0.0.5:8080", "10.0.0.9:40001", 5, 5)
+	whole(event.StateEstablished, "10.0.0.5:8080", "10.0.0.9:40003", 6, 6)
+	h.c.Complete(nil)
+	return h
+}
+
 func teller() *Teller {
 	return &Teller{Now: now, MinAge: 30e9,
 		Processes: func(t event.Task) render.Process {
@@ -124,6 +148,10 @@ func only(h *host, pid uint32) (list []*census.Socket) {
 
 func TestGolden(t *testing.T) {
 	for name, f := range map[string]func(*Teller, *host) []byte{
+		"mptcp": func(t *Teller, _ *host) []byte {
+			h := multipaths()
+			return t.Sockets(t.Process(nil, shop, only(h, shop.PID), 9), h.c.Sockets, 100)
+		},
 		"sockets": func(t *Teller, h *host) []byte { return t.Sockets(nil, h.c.Sockets, 100) },
 		"some":    func(t *Teller, h *host) []byte { return t.Sockets(nil, h.c.Sockets, 1) },
 		"process": func(t *Teller, h *host) []byte { return t.Process(nil, shop, only(h, shop.PID), 1) },
