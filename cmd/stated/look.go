@@ -40,7 +40,7 @@ func openInspector(cmd *cobra.Command, classic bool) (*probe.Inspector, error) {
 func noteLimits(cmd *cobra.Command, in *probe.Inspector) *probe.Inspector {
 	if why := in.Limited(); why != nil {
 		fmt.Fprintf(cmd.ErrOrStderr(), "stated: looking by sock_diag and /proc (%s): not known are errors of sockets, who waits on them, "+
-			"what else keeps them open, and since when one is in CLOSE\n", firstLine(why))
+			"what else keeps them open, since when one is in CLOSE, and of MPTCP more than the subflows\n", firstLine(why))
 	}
 	return in
 }

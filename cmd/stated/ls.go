@@ -63,8 +63,8 @@ Ages come from the last segment that came or went, so most are lower bounds:
 a listener: connections waiting for accept), SEND-Q what was not sent yet or
 not acknowledged (of a listener: its backlog; one more may wait), in bytes of
 payload: ss counts SYN and FIN as one more. CLOSE is a connection that has ended
-while its descriptor is open. Of MPTCP, the connection has a line, and each of its
-subflows another: the state of the connection is what its process sees.
+while its descriptor is open. Of MPTCP, the connection has a line, and each of
+its subflows another: the state of the connection is what its process sees.
 
 Marks: → we called, ← they called, ~ inferred from the listeners that are there;
 netns: it is in this network namespace, which is not the one that ls runs in.`,

@@ -165,9 +165,17 @@ func (t *Teller) services(b []byte, sockets []*census.Socket) []byte {
 		}
 	}
 	slices.SortStableFunc(list, func(a, b service) int { return cmp.Compare(b.count, a.count) })
-	b = plural(b, len(sockets)-subflows, "TCP socket")
+	if subflows < len(sockets) {
+		b = plural(b, len(sockets)-subflows, "TCP socket")
+	}
 	if subflows > 0 {
-		b = append(plural(append(b, ", and "...), subflows, "subflow"), " of MPTCP connections"...)
+		if subflows < len(sockets) {
+			b = append(b, ", and "...)
+		}
+		b = append(plural(b, subflows, "subflow"), " of MPTCP connections"...)
+	}
+	if subflows == len(sockets) {
+		return append(b, ".\n\n"...)
 	}
 	b = append(b, ":\n"...)
 	const most = 20

@@ -136,6 +136,9 @@ func (t *Teller) state(s *census.Socket) []byte {
 			b = append(b, ", when the connection was made"...)
 		}
 	}
+	if s.Subflow() {
+		return append(b, '.') // what that means for a process is said of its connection
+	}
 	return append(append(b, ". "...), explain.Brief(s.New)...)
 }
 

@@ -150,7 +150,8 @@ func TestGolden(t *testing.T) {
 	for name, f := range map[string]func(*Teller, *host) []byte{
 		"mptcp": func(t *Teller, _ *host) []byte {
 			h := multipaths()
-			return t.Sockets(t.Process(nil, shop, only(h, shop.PID), 9), h.c.Sockets, 100)
+			b := t.Sockets(nil, h.c.Sockets[1:3], 0)
+			return t.Sockets(t.Process(b, shop, only(h, shop.PID), 9), h.c.Sockets, 100)
 		},
 		"sockets": func(t *Teller, h *host) []byte { return t.Sockets(nil, h.c.Sockets, 100) },
 		"some":    func(t *Teller, h *host) []byte { return t.Sockets(nil, h.c.Sockets, 1) },
