@@ -47,7 +47,7 @@ func parseSubject(arg string) (*subject, error) {
 		}
 		return s, nil
 	}
-	if addr, err := netip.ParseAddrPort(arg); err == nil {
+	if addr, err := netip.ParseAddrPort(arg); err == nil && addr.Port() != 0 {
 		return &subject{addr: netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())}, nil
 	}
 	if !strings.ContainsAny(arg, ".:[") {
@@ -58,10 +58,19 @@ func parseSubject(arg string) (*subject, error) {
 			return nil, usagef("%q: an IPv6 address stands in brackets before its port: write %s", arg, inBrackets)
 		}
 	}
+	if i := strings.LastIndexByte(arg, ':'); i > 0 && isNumber(arg[i+1:]) {
+		if _, err := netip.ParseAddrPort(arg[:i] + ":1"); err == nil {
+			return nil, usagef("%q: a port is 1 to 65535", arg)
+		}
+	}
 	if addr, err := netip.ParseAddr(strings.Trim(arg, "[]")); err == nil {
 		return nil, usagef("%q has no port: write %s", arg, netip.AddrPortFrom(addr, 443))
 	}
 	return nil, usagef("%q is no address with a port: write 10.0.0.5:443 or [2001:db8::1]:443", arg)
+}
+
+func isNumber(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
 }
 
 // onlooker explains what is there now.

@@ -128,7 +128,11 @@ func TestParseSubject(t *testing.T) {
 		"[::1:80]":           "has no port: write [::1:80]:443",
 		"1:2:3:4:5:6:7:8":    "has no port: write [1:2:3:4:5:6:7:8]:443",
 		"10.0.0.5":           "has no port: write 10.0.0.5:443",
-		"10.0.0.5:99999":     "no address with a port",
+		"10.0.0.5:99999":     "a port is 1 to 65535",
+		"10.0.0.5:0":         "a port is 1 to 65535",
+		"[::1]:65536":        "a port is 1 to 65535",
+		"10.0.0.5:":          "no address with a port",
+		"10.0.0.5:http":      "no address with a port",
 		"2001:db8::1:beef":   "has no port: write [2001:db8::1:beef]:443",
 		"localhost.local:80": "no address with a port",
 	} {
@@ -163,7 +167,7 @@ func TestExplainOwn(t *testing.T) {
 	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, []string{"1 connections wait in its queue, 1 may. The queue is full"}, "explain", fmt.Sprintf("%d/%d", os.Getpid(), fd))
+	until(t, []string{"1 connection waits in its queue, 1 may. The queue is full"}, "explain", fmt.Sprintf("%d/%d", os.Getpid(), fd))
 	if out := until(t, []string{"It is half-closed"}, "explain", conn.LocalAddr().String(), "--min-age", "0s"); strings.Contains(out, "(int)close") {
 		t.Errorf("told to close what waits for an answer:\n%s", out)
 	}

@@ -26,26 +26,10 @@ func (c *Census) Answering(addr netip.AddrPort, local func(*Socket) bool) (list 
 	called := &Socket{}
 	called.Local = addr
 	for _, netns := range order {
-		found := matchKind(match(called, spaces[netns]), addr.Addr())
+		found := match(called, spaces[netns])
 		if len(found) > 0 && found[0].Local.Addr() != addr.Addr() && local(found[0]) {
 			list = append(list, found...)
 		}
 	}
 	return list
-}
-
-// matchKind leaves those of listeners on any address that are asked first: of two
-// on a port, one for both families and one for IPv4, the latter (compute_score in
-// net/ipv4/inet_hashtables.c).
-func matchKind(listeners []*Socket, addr netip.Addr) []*Socket {
-	var four []*Socket
-	for _, l := range listeners {
-		if addr.Is4() && l.Local.Addr().Is4() {
-			four = append(four, l)
-		}
-	}
-	if four != nil {
-		return four
-	}
-	return listeners
 }

@@ -8,6 +8,7 @@ package census
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 
 	"github.com/stated-tcp/stated/pkg/event"
@@ -41,6 +42,9 @@ type Socket struct {
 	// Listeners are those that the connection may have come through, and for one
 	// that was not accepted, in whose queue it waits: several with SO_REUSEPORT.
 	Listeners []*Socket
+	// Requests counts the half-open connections of a listener that shares its port
+	// with none.
+	Requests int
 	// Other is the other end, where that is in the census and in the same network
 	// namespace; else nil.
 	Other *Socket
@@ -288,6 +292,9 @@ func (c *Census) Complete(history History) {
 		if s.Role != lifecycle.RoleServer && !s.NotAccepted() {
 			s.Listeners = nil
 		}
+		if s.HalfOpen() && len(s.Listeners) == 1 {
+			s.Listeners[0].Requests++
+		}
 		s.Age = age(s, conns[i])
 		if last := max(s.LastReceived, s.LastSent); s.New == event.StateCloseWait && s.Age.Known == lifecycle.Seen && last != 0 {
 			s.Idle = max(s.Time-s.Age.Min-last, 0)
@@ -317,20 +324,26 @@ func restore(e *event.Event, c *lifecycle.Conn) {
 	e.Owner, e.OwnerSource = c.Owner.Task, c.Owner.Source
 }
 
-// match returns the listeners on the socket's own address, or those on any.
+// match returns the listeners on the socket's own address, or those on any: for
+// IPv4 before those for both families (compute_score in net/ipv4/inet_hashtables.c).
 func match(s *Socket, listeners []*Socket) []*Socket {
-	var exact, any []*Socket
+	var exact, four, any []*Socket
 	for _, l := range listeners {
 		switch addr := l.Local.Addr(); {
 		case l == s:
 		case addr == s.Local.Addr():
 			exact = append(exact, l)
-		case addr.IsUnspecified() && (addr.Is6() || s.Local.Addr().Is4()):
+		case addr == netip.IPv4Unspecified() && s.Local.Addr().Is4():
+			four = append(four, l)
+		case addr == netip.IPv6Unspecified():
 			any = append(any, l)
 		}
 	}
-	if exact != nil {
+	switch {
+	case exact != nil:
 		return exact
+	case four != nil:
+		return four
 	}
 	return any
 }

@@ -48,13 +48,30 @@ func (t *Teller) listener(s *census.Socket) []byte {
 	case addr == netip.IPv6Unspecified():
 		b = []byte("It listens on every IPv6 address and, without IPV6_V6ONLY, every IPv4 one. ")
 	}
-	b = strconv.AppendInt(b, waiting, 10)
-	b = append(b, " connections wait in its queue, "...)
+	b = append(many(b, int(waiting), " connection waits", " connections wait"), " in its queue, "...)
 	b = append(strconv.AppendInt(b, limit, 10), " may. "...)
 	if waiting >= limit {
 		b = append(append(b, full...), "The process accepts too slowly, or not at all. "...)
 	}
-	return b
+	if s.Requests == 0 {
+		return b
+	}
+	b = many(b, s.Requests, " connection is half-open", " connections are half-open")
+	// inet_csk_reqsk_queue_is_full in include/net/inet_connection_sock.h; newer kernels let in one more.
+	if backlog := limit - 1; int64(s.Requests) >= backlog {
+		b = strconv.AppendInt(append(b, ", which uses up its backlog of "...), backlog, 10)
+		b = append(b, ": SYN cookies serve further SYNs, or these are dropped (net.ipv4.tcp_syncookies). It is a flood of SYNs, or the last packet of the handshake does not come through"...)
+	}
+	return append(b, ". "...)
+}
+
+// many adds a number and what there is of it.
+func many(b []byte, n int, one, several string) []byte {
+	b = strconv.AppendInt(b, int64(n), 10)
+	if n == 1 {
+		return append(b, one...)
+	}
+	return append(b, several...)
 }
 
 // halfOpen tells whose a connection will be that is only a request as yet.

@@ -4,6 +4,7 @@ package story
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -97,5 +98,32 @@ func TestQueues(t *testing.T) {
 	}
 	if text := string(teller().Sockets(nil, h.c.Sockets, 0)); !strings.Contains(text, "4 ESTABLISHED, not accepted, came in at port 7600") {
 		t.Error(text)
+	}
+}
+
+// TestRequests: a listener that is flooded says so.
+func TestRequests(t *testing.T) {
+	for _, tt := range []struct {
+		halfOpen int
+		says     string
+		full     bool
+	}{
+		{0, "0 connections wait in its queue, 17 may. ", false},
+		{1, "1 connection is half-open. ", false},
+		{15, "15 connections are half-open. ", false},
+		{16, "16 connections are half-open, which uses up its backlog of 16: SYN cookies serve further SYNs, or these are dropped", true},
+		{17, "17 connections are half-open, which uses up its backlog of 16", true},
+	} {
+		h := &host{c: census.New(now)}
+		h.socket(event.StateListen, "0.0.0.0:80", "0.0.0.0:0", func(s *event.Sighting) { s.Unsent = 16 }, 3, shop)
+		for i := range tt.halfOpen {
+			h.socket(event.StateSynRecv, "10.0.0.5:80", fmt.Sprintf("10.0.0.9:%d", 40000+i), request, -1)
+		}
+		h.c.Complete(nil)
+		h.c.Drop(func(s *census.Socket) bool { return s.HalfOpen() })
+		text := oneLine(teller().Sockets(nil, h.c.Sockets, 1)) + " "
+		if !strings.Contains(text, tt.says) || strings.Contains(text, "cookies") != tt.full || strings.Contains(text, "half-open") != (tt.halfOpen > 0) {
+			t.Errorf("%d half-open: %q", tt.halfOpen, text)
+		}
 	}
 }
