@@ -49,7 +49,7 @@ func TestExplainLive(t *testing.T) {
 	pid := strconv.Itoa(p.pid)
 	out := until(t, []string{
 		"leaks/leak.py data_unread, user root", "descriptors.", "3 CLOSE_WAIT, came in at port", "3 are stuck for 1.0ms or longer. 3 data_unread",
-		"6B came that the process has not read", "No thread waits on it", "Next: the handler is stuck", "gdb -p " + pid, "And 1 more that are stuck",
+		"6B came that the process has not read", "No thread waits on it", "Next: the handler is stuck", "gdb -p " + pid, "And 1 more that is stuck",
 	}, "explain", pid, "--min-age", "1ms", "--examples", "2")
 	addr := listens.FindStringSubmatch(out)
 	if addr == nil {

@@ -127,3 +127,21 @@ func TestRequests(t *testing.T) {
 		}
 	}
 }
+
+// TestGrammar: one is not several.
+func TestGrammar(t *testing.T) {
+	h := &host{c: census.New(now)}
+	h.socket(event.StateListen, "0.0.0.0:80", "0.0.0.0:0", func(s *event.Sighting) { s.Unread, s.Unsent = 1, 5 }, 3, shop)
+	h.socket(event.StateEstablished, "10.0.0.5:80", "10.0.0.9:40001", func(s *event.Sighting) { s.Unsent, s.Unread, s.LastReceived, s.BytesReceived = 1, 1, now-60e9, 1 }, 4, shop)
+	h.socket(event.StateCloseWait, "10.0.0.5:80", "10.0.0.9:40002", func(s *event.Sighting) { s.Unread, s.Flags, s.LastSegment = 1, event.FlagDone, 0 }, 5, shop)
+	h.c.Complete(nil)
+	text := oneLine(teller().Sockets(nil, h.c.Sockets[:3], 2)) + oneLine(teller().Process(nil, shop, h.c.Sockets, 0)) + oneLine(teller().Sockets(nil, h.c.Sockets, 3))
+	for _, want := range []string{
+		"1 connection waits in its queue, 6 may.", "1B of ours waits to be sent", "1B waits, the last of which", "And 1 more: stated ls shows it.",
+		"Of 1 it is not known whether it has been in its state", "1 is in trouble", "And 1 more that is stuck or in trouble",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in %s", want, text)
+		}
+	}
+}

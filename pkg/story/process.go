@@ -68,15 +68,11 @@ func (t *Teller) Process(b []byte, task event.Task, sockets []*census.Socket, ex
 		b = paragraph(b, t.stuck(sockets[:stuck]))
 	}
 	if troubled > 0 {
-		text := strconv.AppendInt(nil, int64(troubled), 10)
+		more := ""
 		if stuck > 0 {
-			text = append(text, " more"...)
+			more = " more"
 		}
-		if troubled == 1 {
-			text = append(text, " is"...)
-		} else {
-			text = append(text, " are"...)
-		}
+		text := many(nil, troubled, more+" is", more+" are")
 		b = paragraph(b, append(text, " in trouble: data does not get through, or is not read."...))
 	}
 	notable := sockets[:min(stuck+troubled, examples)]
@@ -84,8 +80,7 @@ func (t *Teller) Process(b []byte, task event.Task, sockets []*census.Socket, ex
 		b = t.Socket(b, s)
 	}
 	if more := stuck + troubled - len(notable); more > 0 {
-		text := strconv.AppendInt(append([]byte(nil), "And "...), int64(more), 10)
-		text = append(text, " more that are stuck"...)
+		text := many([]byte("And "), more, " more that is stuck", " more that are stuck")
 		if troubled > 0 {
 			text = append(text, " or in trouble"...)
 		}
@@ -106,8 +101,7 @@ func (t *Teller) Sockets(b []byte, sockets []*census.Socket, examples int) []byt
 		b = t.Socket(b, s)
 	}
 	if more := len(sockets) - examples; more > 0 {
-		text := strconv.AppendInt(append([]byte(nil), "And "...), int64(more), 10)
-		b = paragraph(b, append(text, " more: stated ls shows each."...))
+		b = paragraph(b, many([]byte("And "), more, " more: stated ls shows it.", " more: stated ls shows each."))
 	}
 	return b
 }
@@ -166,13 +160,13 @@ func (t *Teller) services(b []byte, sockets []*census.Socket) []byte {
 	}
 	slices.SortStableFunc(list, func(a, b service) int { return cmp.Compare(b.count, a.count) })
 	if subflows < len(sockets) {
-		b = plural(b, len(sockets)-subflows, "TCP socket")
+		b = many(b, len(sockets)-subflows, " TCP socket", " TCP sockets")
 	}
 	if subflows > 0 {
 		if subflows < len(sockets) {
 			b = append(b, ", and "...)
 		}
-		b = append(plural(b, subflows, "subflow"), " of MPTCP connections"...)
+		b = many(b, subflows, " subflow of MPTCP connections", " subflows of MPTCP connections")
 	}
 	if subflows == len(sockets) {
 		return append(b, ".\n\n"...)
@@ -183,17 +177,9 @@ func (t *Teller) services(b []byte, sockets []*census.Socket) []byte {
 		b = t.service(b, &list[i])
 	}
 	if more := len(list) - most; more > 0 {
-		b = append(strconv.AppendInt(append(b, "  and of "...), int64(more), 10), " more kinds\n"...)
+		b = many(append(b, "  and of "...), more, " more kind\n", " more kinds\n")
 	}
 	return append(b, '\n')
-}
-
-func plural(b []byte, n int, noun string) []byte {
-	b = append(append(strconv.AppendInt(b, int64(n), 10), ' '), noun...)
-	if n != 1 {
-		b = append(b, 's')
-	}
-	return b
 }
 
 func (t *Teller) service(b []byte, s *service) []byte {
@@ -236,8 +222,8 @@ func (t *Teller) calm(sockets []*census.Socket) []byte {
 	if doubtful == 0 {
 		return []byte("None of them is stuck.")
 	}
-	b := strconv.AppendInt([]byte("None of them is known to be stuck. Of "), int64(doubtful), 10)
-	b = render.AppendDuration(append(b, " it is not known whether they have been in their state for "...), t.MinAge)
+	b := many([]byte("None of them is known to be stuck. Of "), doubtful, " it is not known whether it has been in its state for ", " it is not known whether they have been in their state for ")
+	b = render.AppendDuration(b, t.MinAge)
 	return append(b, ": look again, or watch with stated leaks --for."...)
 }
 
@@ -250,13 +236,8 @@ func (t *Teller) stuck(sockets []*census.Socket) []byte {
 		verdicts[f.Verdict]++
 		unknown = cmp.Or(unknown, f.Why)
 	}
-	b := strconv.AppendInt(nil, int64(len(sockets)), 10)
-	if len(sockets) == 1 {
-		b = append(b, " is stuck"...)
-	} else {
-		b = append(b, " are stuck"...)
-	}
-	b = append(render.AppendDuration(append(b, " for "...), t.MinAge), " or longer. "...)
+	b := many(nil, len(sockets), " is stuck for ", " are stuck for ")
+	b = append(render.AppendDuration(b, t.MinAge), " or longer. "...)
 	for v, n := range verdicts {
 		if n == 0 {
 			continue

@@ -284,7 +284,11 @@ func (t *Teller) data(s *census.Socket) []byte {
 		b = append(b, "Nothing waits to be read. "...)
 	}
 	if n := s.UnsentPayload(); n > 0 {
-		b = append(render.AppendBytes(b, uint64(n)), " of ours wait to be sent or to be acknowledged. "...)
+		b = append(render.AppendBytes(b, uint64(n)), " of ours wait"...)
+		if n == 1 {
+			b = append(b, 's')
+		}
+		b = append(b, " to be sent or to be acknowledged. "...)
 	}
 	if n := received(s); n == 0 {
 		b = append(b, "No data has ever come. "...)

@@ -36,8 +36,12 @@ func (t *Teller) troubles(b []byte, s *census.Socket) []byte {
 		b = t.reachable(b, s)
 	}
 	if s.New == event.StateEstablished && t.unread(s) {
-		text := render.AppendBytes([]byte("Our process does not read: "), uint64(leak.Judge(s).Unread))
-		text = ago(append(text, " wait"...), ", the last of which came ", s, s.LastReceived)
+		unread := leak.Judge(s).Unread
+		text := append(render.AppendBytes([]byte("Our process does not read: "), uint64(unread)), " wait"...)
+		if unread == 1 {
+			text = append(text, 's')
+		}
+		text = ago(text, ", the last of which came ", s, s.LastReceived)
 		b = paragraph(b, append(text, ". When its queue is full, the peer can send no more."...))
 		if t.allHalted(s) {
 			return t.resume(b, s)
@@ -71,12 +75,7 @@ func (t *Teller) shut(b []byte, s *census.Socket) []byte {
 
 // unanswered tells of a peer that acknowledges nothing.
 func (t *Teller) unanswered(b []byte, s *census.Socket) []byte {
-	text := strconv.AppendUint([]byte("The peer does not acknowledge: the retransmission timer ran out "), uint64(s.Timeouts), 10)
-	if s.Timeouts == 1 {
-		text = append(text, " time"...)
-	} else {
-		text = append(text, " times in a row"...)
-	}
+	text := many([]byte("The peer does not acknowledge: the retransmission timer ran out "), int(s.Timeouts), " time", " times in a row")
 	text = append(text, ", and nothing new was acknowledged since. Its host or the way there is gone, or drops what we send. "...)
 	if !s.Orphan() {
 		text = append(text, "The kernel goes on trying, by default for a quarter of an hour or more (net.ipv4.tcp_retries2); then the process gets ETIMEDOUT."...)
