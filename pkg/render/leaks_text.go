@@ -376,11 +376,18 @@ func (r *Writer) textAdvice(l *Leaks, g *leak.Group, p *parties) {
 	if next == "" {
 		return
 	}
-	owner := g.Findings[of].Owners()[0]
-	if process := l.Processes(owner); process.Halts() {
-		r.wrapped(2, "", AppendHalt(append(r.line[:0], "next: "...), &owner, &process))
+	owners := g.Findings[of].Owners()
+	halted := 0
+	for i := range owners {
+		if process := l.Processes(owners[i]); process.Halts() {
+			r.wrapped(2, "", AppendHalt(append(r.line[:0], "next: "...), &owners[i], &process))
+			halted++
+		}
+	}
+	if halted == len(owners) {
 		return
 	}
+	owner := owners[0]
 	r.wrapped(2, "", append(append(r.line[:0], "next: "...), next...))
 	b := append(r.line[:0], "threads: gdb -p "...)
 	if p.mixed {
