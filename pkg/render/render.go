@@ -293,10 +293,11 @@ func AppendTask(b []byte, t *event.Task) []byte {
 // there were connections that s counts the events of, but not themselves.
 func Summary(w io.Writer, s lifecycle.Stats, filtered bool, slow *Slow) {
 	var b strings.Builder
+	fmt.Fprintf(&b, "%d events", s.Events)
 	if filtered {
-		b.WriteString("with what the filter hides: ")
+		b.WriteString(", those that the filter hides included")
 	}
-	fmt.Fprintf(&b, "%d events, %d lost by the kernel", s.Events, s.Lost)
+	fmt.Fprintf(&b, "; %d lost by the kernel", s.Lost)
 	if s.Gaps > 0 {
 		fmt.Fprintf(&b, "; %d connections with a gap", s.Gaps)
 	}
@@ -318,19 +319,29 @@ func Summary(w io.Writer, s lifecycle.Stats, filtered bool, slow *Slow) {
 	if s.Overflows > 0 {
 		fmt.Fprintf(&b, "; %d SYNs dropped by full accept queues", s.Overflows)
 	}
-	fmt.Fprintf(&b, "\nconnections: %d still open", s.Open)
-	if s.Lingering > 0 {
-		fmt.Fprintf(&b, ", %d in TIME_WAIT or FIN_WAIT2 without a process", s.Lingering)
-	}
-	if s.Held > 0 {
-		fmt.Fprintf(&b, ", %d ended but not closed by their process", s.Held)
-	}
-	for o, n := range s.Outcomes {
-		if n > 0 {
-			fmt.Fprintf(&b, ", %d %s", n, strings.ReplaceAll(lifecycle.Outcome(o).String(), "_", " "))
-		}
-	}
+	summarizeEnds(&b, &s)
 	b.WriteByte('\n')
 	slow.write(&b)
 	io.WriteString(w, b.String()) // stderr: nobody to tell when it fails
+}
+
+// summarizeEnds counts connections: those that are open, and those that ended, of which
+// some still leave something behind.
+func summarizeEnds(b *strings.Builder, s *lifecycle.Stats) {
+	fmt.Fprintf(b, "\nconnections: %d still open", s.Open)
+	between := "; ended: "
+	for o, n := range s.Outcomes {
+		if n > 0 && lifecycle.Outcome(o) != lifecycle.OutcomeOpen { // which was given up
+			fmt.Fprintf(b, "%s%d %s", between, n, strings.ReplaceAll(lifecycle.Outcome(o).String(), "_", " "))
+			between = ", "
+		}
+	}
+	between = "; of those that ended, "
+	if s.Held > 0 {
+		fmt.Fprintf(b, "%s%d not closed by their process yet", between, s.Held)
+		between = ", "
+	}
+	if s.Lingering > 0 {
+		fmt.Fprintf(b, "%s%d in TIME_WAIT or FIN_WAIT2 without a process", between, s.Lingering)
+	}
 }
