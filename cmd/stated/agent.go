@@ -161,10 +161,8 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 		defer stopServing()
 	}
 	var missing []string
-	for _, h := range p.Hooks() {
-		if h.Err != nil {
-			missing = append(missing, h.Name)
-		}
+	for _, h := range lacking(p.Hooks()) {
+		missing = append(missing, h.Name)
 	}
 	if len(missing) > 0 {
 		log.Warn("some hooks of the kernel cannot be used: 'stated check' says why and what is lost", "hooks", strings.Join(missing, ", "))

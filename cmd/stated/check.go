@@ -56,9 +56,11 @@ func showTier(out io.Writer, tier probe.Tier, hooks []probe.HookStatus) {
 		}
 	}
 	fmt.Fprintf(out, "%s\n", tier)
+	missing := lacking(hooks)
 	for _, h := range hooks {
 		switch {
 		case h.Tier != tier, h.Unused: // another row does it better
+		case h.Err != nil && !slices.ContainsFunc(missing, func(m probe.HookStatus) bool { return m.Program == h.Program }):
 		case h.Err == nil:
 			fmt.Fprintf(out, "  ok       %s\n           gives: %s\n", h.Name, h.Buys)
 		default:
@@ -73,6 +75,20 @@ func showTier(out io.Writer, tier probe.Tier, hooks []probe.HookStatus) {
 	for _, text := range needs {
 		fmt.Fprintf(out, "  it needs: %s\n", text)
 	}
+}
+
+// lacking are the hooks that cannot be used. Where a function has other arguments on
+// other kernels, a hook has several programs, of which one is enough; of those that
+// all fail it is the last that counts.
+func lacking(hooks []probe.HookStatus) (missing []probe.HookStatus) {
+	for i, h := range hooks {
+		same := func(o probe.HookStatus) bool { return o.Name == h.Name && o.Without == h.Without }
+		another := slices.ContainsFunc(hooks[i+1:], same) || slices.ContainsFunc(hooks[:i], func(o probe.HookStatus) bool { return same(o) && o.Err == nil })
+		if h.Err != nil && !another {
+			missing = append(missing, h)
+		}
+	}
+	return missing
 }
 
 // obstacle is why a hook does not work, for a person.

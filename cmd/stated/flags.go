@@ -34,7 +34,7 @@ type filterFlags struct {
 func (f *filterFlags) register(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.UintSliceVar(&f.pids, "pid", nil, "owned by this process `ID`")
-	fs.StringSliceVar(&f.comms, "comm", nil, "owned by a process of this `NAME`")
+	fs.Var((*names)(&f.comms), "comm", "owned by a process of this `NAME`, as ls shows it")
 	fs.UintSliceVar(&f.ports, "port", nil, "with this `PORT` at either end")
 	fs.UintSliceVar(&f.local, "lport", nil, "with this `PORT` at our end")
 	fs.UintSliceVar(&f.remote, "rport", nil, "with this `PORT` at the other end")
@@ -91,7 +91,9 @@ func (f *filterFlags) parse() (*filter.Filter, error) {
 	if f.minDuration < 0 {
 		return nil, usagef("--min-duration %v: a time cannot be negative", f.minDuration)
 	}
-	out.Comms = f.comms
+	for _, name := range f.comms {
+		out.Comms = append(out.Comms, string(render.Unescape([]byte(name))))
+	}
 	out.MinDuration = f.minDuration
 	switch {
 	case f.v4 && f.v6: // both is all
@@ -112,6 +114,20 @@ func (f *filterFlags) parse() (*filter.Filter, error) {
 	}
 	return &out, nil
 }
+
+// names is a flag that may be repeated, or have several with commas between them. They
+// may have any quotes in them, unlike those of pflag's StringSlice.
+type names []string
+
+func (n *names) Set(s string) error {
+	*n = append(*n, strings.Split(s, ",")...)
+	return nil
+}
+
+func (n *names) String() string { return strings.Join(*n, ",") }
+
+// Type is how completions and manual pages call it.
+func (n *names) Type() string { return "strings" }
 
 func parsePrefix(s string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(s); err == nil {

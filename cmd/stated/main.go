@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -72,7 +74,7 @@ func code(err error) int {
 		}
 		return child.ExitCode()
 	}
-	fmt.Fprintf(os.Stderr, "stated: %v\n", err)
+	fmt.Fprintf(os.Stderr, "stated: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nstated: "))
 	switch {
 	case errors.As(err, &unusable):
 		return exitUnusable
@@ -82,6 +84,20 @@ func code(err error) int {
 		return cannotRun(unfound.Err)
 	}
 	return exitFailed
+}
+
+// plain says that a flag should be a number without naming the function that found
+// it is none.
+func plain(err error) error {
+	var number *strconv.NumError
+	if !errors.As(err, &number) {
+		return err
+	}
+	why := fmt.Sprintf("%q is not a number", number.Num)
+	if errors.Is(number.Err, strconv.ErrRange) {
+		why = number.Num + " is too large a number"
+	}
+	return errors.New(strings.Replace(err.Error(), number.Error(), why, 1))
 }
 
 func newRoot() *cobra.Command {
@@ -97,7 +113,7 @@ this kernel allows. 'stated explain' needs nothing.`,
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w (see '%s --help')", err, cmd.CommandPath())}
+		return usageError{fmt.Errorf("%w (see '%s --help')", plain(err), cmd.CommandPath())}
 	})
 	root.AddCommand(newTrace(), newAgent(), newLeaks(), newLs(), newRecord(), newReplay(), newExplain(), newSchema(), newCheck(), newVersion())
 	for _, cmd := range append(root.Commands(), root) {

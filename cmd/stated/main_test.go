@@ -90,6 +90,8 @@ func TestUsageErrors(t *testing.T) {
 		{"trace bogus", 2, "behind --"},
 		{"trace --port 99999", 2, "1 to 65535"},
 		{"trace --pid 0", 2, "process ids"},
+		{"trace --pid abc", 2, `"--pid" flag: "abc" is not a number (see`},
+		{"trace --count 99999999999999999999", 2, "is too large a number (see"},
 		{"trace --addr 10.0.0.0/99", 2, "CIDR"},
 		{"trace --role boss", 2, "client, server"},
 		{"trace -o xml", 2, "text, wide, json, ecs"},

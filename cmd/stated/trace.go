@@ -43,7 +43,7 @@ type live struct {
 func (l *live) register(cmd *cobra.Command) {
 	l.filter.register(cmd)
 	fs := cmd.Flags()
-	fs.DurationVar(&l.span, "for", 0, "end after this `TIME`")
+	fs.DurationVar(&l.span, "for", 0, "end after this `TIME`; 0s: go on until Ctrl-C")
 	fs.IntVar(&l.maxConns, "max-connections", 1<<18, "keep at most `N` connections in memory")
 	fs.Uint32Var(&l.ring, "ring-bytes", 8<<20, "size of the kernel's event buffer, a power of two")
 	fs.BoolVar(&l.classic, "classic", false, "use the classic tracepoint: states and addresses only")

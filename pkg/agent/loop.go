@@ -90,7 +90,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		err = idleErr
 	}
 	if l.Record != nil {
-		err = errors.Join(err, l.Record.Flush())
+		if flushErr := l.Record.Flush(); flushErr != nil && !errors.Is(err, flushErr) {
+			err = errors.Join(err, flushErr)
+		}
 	}
 	return err
 }

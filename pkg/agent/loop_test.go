@@ -10,12 +10,14 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/filter"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
+	"github.com/stated-tcp/stated/pkg/recording"
 	"github.com/stated-tcp/stated/pkg/render"
 )
 
@@ -168,3 +170,32 @@ func (c *counter) Event(e *event.Event) {
 func (c *counter) Idle() error                              { return nil }
 func (c *counter) Transition(*lifecycle.Conn, *event.Event) {}
 func (c *counter) Finished(*lifecycle.Conn)                 {}
+
+// full is a disk that has room for a header.
+type full struct{ left int }
+
+func (f *full) Write(b []byte) (int, error) {
+	if f.left--; f.left < 0 {
+		return 0, syscall.ENOSPC
+	}
+	return len(b), nil
+}
+
+// TestFullDiskIsToldOnce: a recording that cannot be written ends the loop, and its
+// error is told by whom it met first.
+func TestFullDiskIsToldOnce(t *testing.T) {
+	rec, err := recording.NewWriter(&full{left: 1}, recording.Header{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	loop := &Loop{Record: rec, Table: lifecycle.New(nobody{}, lifecycle.Options{}), Consumer: nobody{}}
+	events := make([]event.Event, 5000)
+	for i := range events {
+		events[i] = event.Event{Kind: event.KindClock, Time: int64(i)}
+	}
+	loop.Source = &script{events: events}
+	err = errors.Join(loop.Run(context.Background()), rec.Close())
+	if err == nil || !errors.Is(err, syscall.ENOSPC) || strings.Count(err.Error(), "write the recording") != 1 {
+		t.Errorf("not told once: %v", err)
+	}
+}

@@ -122,9 +122,14 @@ func (w *Writer) Flush() error {
 	return nil
 }
 
-// Close ends the last block, and syncs and closes the file of Create.
+// Close ends the last block, and syncs and closes the file of Create. A write that
+// failed is not told again.
 func (w *Writer) Close() error {
+	told := w.failed
 	err := w.Flush()
+	if told != nil {
+		err = nil
+	}
 	if w.file == nil {
 		return err
 	}

@@ -4,6 +4,7 @@ package render
 
 import (
 	"bytes"
+	"strconv"
 	"unicode"
 	"unicode/utf8"
 )
@@ -36,6 +37,36 @@ func EscapeText(dst, s []byte) []byte {
 		s = s[n:]
 	}
 	return dst
+}
+
+// Unescape gives back what EscapeText was given: a person copies a name from what was
+// shown. What EscapeText does not write stays as it is.
+func Unescape(s []byte) []byte {
+	var out []byte
+	for len(s) > 0 {
+		n := 1
+		switch {
+		case bytes.HasPrefix(s, []byte(`\\`)):
+			out, n = append(out, '\\'), 2
+		case bytes.HasPrefix(s, []byte(`\x`)) && len(s) >= 4:
+			if b, err := strconv.ParseUint(string(s[2:4]), 16, 8); err == nil {
+				out, n = append(out, byte(b)), 4
+				break
+			}
+			out = append(out, s[0])
+		case bytes.HasPrefix(s, []byte(`\u{`)) && bytes.IndexByte(s, '}') > 0:
+			end := bytes.IndexByte(s, '}')
+			if r, err := strconv.ParseUint(string(s[3:end]), 16, 21); err == nil {
+				out, n = utf8.AppendRune(out, rune(r)), end+1
+				break
+			}
+			out = append(out, s[0])
+		default:
+			out = append(out, s[0])
+		}
+		s = s[n:]
+	}
+	return out
 }
 
 // plainPrefix is how many bytes at the start of s are printable ASCII that stays

@@ -244,6 +244,9 @@ func FuzzEscape(f *testing.F) {
 	f.Add([]byte("\x1b]0;title\x07\n\xff\u202e"))
 	f.Fuzz(func(t *testing.T, s []byte) {
 		harmless(t, EscapeText(nil, s))
+		if got := Unescape(EscapeText(nil, s)); !bytes.Equal(got, s) {
+			t.Errorf("%q became %q", s, got)
+		}
 		quoted := appendString(nil, s)
 		if !json.Valid(quoted) || bytes.ContainsRune(quoted, '\n') {
 			t.Errorf("%q is no JSON string", quoted)
