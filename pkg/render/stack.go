@@ -33,6 +33,9 @@ func ordinary(f *symbol.Frame) bool {
 	return slices.ContainsFunc([]string{"libc.so", "libc-", "ld-musl-", "libpthread"}, func(p string) bool { return strings.HasPrefix(lib, p) })
 }
 
+// nameless reports whether a frame is of generated code of which nothing is known.
+func nameless(f *symbol.Frame) bool { return f.Module == "[jit]" && f.Function == "" }
+
 // fromProgram leaves out the innermost frames that are not the program's own:
 // in front of generated code also those of the machine that runs it.
 func fromProgram(frames []symbol.Frame) []symbol.Frame {
@@ -96,12 +99,24 @@ func (r *Writer) textOrigins(g *leak.Group) {
 func (r *Writer) textOrigin(o *leak.Origin) {
 	r.lineOf(2, "", append(appendInt(r.line[:0], int64(o.Sockets)), " opened at"...))
 	frames := fromProgram(o.Frames)
+	var hints []string
 	for shown := 0; len(frames) > 0; shown++ {
 		if shown == shownFrames {
 			r.lineOf(6, styleDim, append(appendInt(append(r.line[:0], "and "...), int64(len(frames))), " more"...))
 			break
 		}
 		same := 1
+		if nameless(&frames[0]) {
+			for same < len(frames) && nameless(&frames[same]) && frames[same].Note == frames[0].Note {
+				same++
+			}
+			r.lineOf(6, "", append(appendCount(r.line[:0], same, "frame"), " of generated code"...))
+			if hint := frames[0].Note; hint != "" && !slices.Contains(hints, hint) {
+				hints = append(hints, hint)
+			}
+			frames = frames[same:]
+			continue
+		}
 		for same < len(frames) && frames[same] == frames[0] {
 			same++
 		}
@@ -111,6 +126,9 @@ func (r *Writer) textOrigin(o *leak.Origin) {
 		}
 		r.lineOf(6, "", b)
 		frames = frames[same:]
+	}
+	for _, hint := range hints {
+		r.wrapped(6, styleDim, EscapeText(r.line[:0], []byte(hint)))
 	}
 	if o.Cut != "" {
 		r.wrapped(6, styleDim, EscapeText(r.line[:0], []byte(o.Cut)))
