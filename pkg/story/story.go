@@ -189,28 +189,6 @@ func (t *Teller) role(s *census.Socket) []byte {
 	return nil
 }
 
-// multipath says what a socket is of MPTCP (RFC 8684), and what that means for it.
-func multipath(s *census.Socket) []byte {
-	switch {
-	case s.Multipath():
-		return []byte("It is an MPTCP connection: what it has to send and to receive goes over its subflows, TCP connections without a descriptor of their own, each in a state of its own.")
-	case !s.Subflow():
-		return nil
-	case s.Whole != nil:
-		b := append([]byte("It is a subflow of an MPTCP connection, which is in "), s.Whole.New.String()...)
-		return append(b, ". That is the state that its process sees, and that can be stuck; a subflow is not closed by itself."...)
-	case len(s.Holders) > 0:
-		return []byte("It is a subflow of an MPTCP connection. The state of that is the one that its process sees, and it is not known: ss -M shows it.")
-	case s.Orphan():
-		return []byte("It is a subflow of an MPTCP connection that its process has closed, and that the peer has not, or not yet: ss -M shows its state.")
-	}
-	b := []byte("It is a subflow of an MPTCP connection whose descriptor was not found: nobody has accepted it yet, or its descriptor is in flight on a unix socket, or in an io_uring")
-	if s.Limited {
-		b = append(b, ", or was closed"...)
-	}
-	return append(b, ". ss -M shows its state."...)
-}
-
 // holders says who has the socket, or why nobody does.
 func (t *Teller) holders(s *census.Socket) (b []byte) {
 	switch {
@@ -251,12 +229,11 @@ func (t *Teller) holders(s *census.Socket) (b []byte) {
 		b = append(b, " processes it ends only when each has closed it: a child inherited the descriptor, or it was passed over a unix socket. "...)
 	}
 	if n := s.Elsewhere(); n > 0 && s.Inode != 0 {
-		b = append(b, "What keeps the file open"...)
 		if len(s.Holders) > 0 {
-			b = append(b, " beside these descriptors"...)
+			b = append(b, "Beside these, "...)
 		}
-		b = strconv.AppendInt(append(b, ": "...), int64(n), 10)
-		b = append(b, " of system calls at work on it, messages on a unix socket, and io_uring. "...)
+		b = many(b, n, " reference keeps the file open", " references keep the file open")
+		b = append(b, ": a system call at work on it, a message on a unix socket, or io_uring. "...)
 	}
 	return b
 }

@@ -271,7 +271,7 @@ func TestNext(t *testing.T) {
 		says   []string
 		not    string
 	}{
-		{"in flight", func(s *event.Sighting) { s.References = 1 }, nil, []string{"What keeps the file open: 1 of", "find what has it", `grep -s 'socket:\[51\]'`}, pool},
+		{"in flight", func(s *event.Sighting) { s.References = 1 }, nil, []string{"1 reference keeps the file open", "find what has it", `grep -s 'socket:\[51\]'`}, pool},
 		{"older than the connection", nil, []event.Task{shop}, []string{"Next: " + pool}, "inherited"},
 		{"inherited", nil, []event.Task{child}, []string{"Next: sleep[4300] began after the connection did", "Otherwise: " + pool}, "these descriptors"},
 		{"by one of two", nil, []event.Task{shop, child}, []string{"Next: sleep[4300] began"}, "java[4242] began"},
