@@ -82,7 +82,7 @@ func TestUsageErrors(t *testing.T) {
 		{"explain 1/x", 2, "4242/87"},
 		{"explain 10.0.0.5", 2, "10.0.0.5:443"},
 		{"explain ::1", 2, "[::1]:443"},
-		{"explain 10.0.0.5:99999", 2, "no address with a port"},
+		{"explain 10.0.0.5:99999", 2, "a port is 1 to 65535"},
 		{"explain 1 --examples -1", 2, "negative"},
 		{"schema tcp.bogus", 2, "one of tcp.state_change, tcp.connection"},
 		{"schema tcp.leak stated.gap", 2, "at most 1"},
