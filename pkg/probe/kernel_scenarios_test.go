@@ -25,16 +25,18 @@ const (
 	passive  = "ESTABLISHED>CLOSE_WAIT CLOSE_WAIT>LAST_ACK LAST_ACK>CLOSE"
 )
 
-// scenarios are real sockets, what the kernel must tell of each, in order, and
-// what must follow from it: role, outcome, who closed first.
-var scenarios = []struct {
+// scenario is what real sockets do, what the kernel must tell of each, in order,
+// and what must follow from it: role, outcome, who closed first.
+type scenario struct {
 	name  string
 	run   func(*space)
 	want  []string // a line for each connection, any order
 	ends  []string // the same for its lifecycle
 	exact bool     // which mini socket is left behind does not depend on the order of packets
 	typed bool     // the classic tracepoint does not tell enough for ends
-}{
+}
+
+var scenarios = []scenario{
 	{
 		name: "client closes first",
 		run: func(s *space) {
@@ -349,37 +351,48 @@ func TestScenarios(t *testing.T) {
 			p := openTier(t, tier.opts)
 			for _, sc := range scenarios {
 				t.Run(strings.ReplaceAll(sc.name, " ", "_"), func(t *testing.T) {
-					netns := inSpace(t, sc.run)
-					if p.Partial() {
-						netns = 0 // the classic tracepoint does not tell it
+					wrong := sc.play(t, p)
+					// As in TestScripted: from 7.0 on the kernel skips programs now and
+					// then. The classic tier takes a connection of the namespace of an
+					// earlier test, which goes just now, for one of this.
+					for try := 0; try < 3 && wrong != "" && (skipped(t, p) > 0 || p.Partial()); try++ {
+						t.Logf("once more: %d runs skipped; %s", skipped(t, p), wrong)
+						wrong = sc.play(t, p)
 					}
-					seen := collect(t, p, netns, len(sc.want))
-					if p.Partial() && differ("transitions", seen.paths, sc.want) != "" {
-						// or of the namespace of an earlier test, which goes just now
-						t.Logf("once more, after %v", seen.paths)
-						inSpace(t, sc.run)
-						seen = collect(t, p, netns, len(sc.want))
-					}
-					compare(t, "transitions", seen.paths, sc.want)
-					if !p.Partial() || !sc.typed {
-						if sc.exact && !p.Partial() {
-							compare(t, "lifecycles", seen.ends, sc.ends)
-						} else {
-							compare(t, "lifecycles", withoutMini(seen.ends), withoutMini(sc.ends))
-						}
-					}
-					for _, c := range seen.conns {
-						switch c.Outcome {
-						case lifecycle.OutcomeResetUnreadData, lifecycle.OutcomeConnectCancelled, lifecycle.OutcomeResetListenerClosed:
-							if c.HeldClosed() {
-								t.Errorf("%s: close() did it, and the descriptor is said to be open", c.Outcome)
-							}
-						}
+					if wrong != "" {
+						t.Error(wrong)
 					}
 				})
 			}
 		})
 	}
+}
+
+// play runs the scenario, and says what is wrong with what was told of it.
+func (sc *scenario) play(t *testing.T, p *Probe) (wrong string) {
+	t.Helper()
+	netns := inSpace(t, sc.run)
+	if p.Partial() {
+		netns = 0 // the classic tracepoint does not tell it
+	}
+	seen := collect(t, p, netns, len(sc.want))
+	wrong = differ("transitions", seen.paths, sc.want)
+	switch {
+	case p.Partial() && sc.typed:
+	case sc.exact && !p.Partial():
+		wrong += differ("lifecycles", seen.ends, sc.ends)
+	default:
+		wrong += differ("lifecycles", withoutMini(seen.ends), withoutMini(sc.ends))
+	}
+	for _, c := range seen.conns {
+		switch c.Outcome {
+		case lifecycle.OutcomeResetUnreadData, lifecycle.OutcomeConnectCancelled, lifecycle.OutcomeResetListenerClosed:
+			if c.HeldClosed() {
+				wrong += fmt.Sprintf("%s: close() did it, and the descriptor is said to be open\n", c.Outcome)
+			}
+		}
+	}
+	return wrong
 }
 
 // withoutMini drops what is left behind: FIN_WAIT2 if our FIN is acknowledged
