@@ -122,7 +122,8 @@ func (p *rawPeer) mask(bits int) {
 func TestOldWithoutSnapshot(t *testing.T) {
 	for name, opts := range map[string]Options{"storage": {}, "addresses": {NoStorage: true}} {
 		t.Run(name, func(t *testing.T) {
-			var p *Probe
+			p := openTier(t, opts) // skips here, not within the space
+			check(p.Close())
 			netns := inSpace(t, func(s *space) {
 				c, a := s.pair(0)
 				p = openTier(t, opts)
