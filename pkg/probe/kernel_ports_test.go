@@ -16,12 +16,12 @@ import (
 // TestPorts: of each namespace the ports are known that its kernel chooses from,
 // and tell who called where nothing else does.
 func TestPorts(t *testing.T) {
-	for name, open := range map[string]func() *Inspector{
-		"iterators": func() *Inspector { return openInspector(t) },
-		"sock_diag": func() *Inspector { requireKernel(t); return OpenSockDiag() },
+	for name, open := range map[string]func(*testing.T) *Inspector{
+		"iterators": openInspector,
+		"sock_diag": func(t *testing.T) *Inspector { requireKernel(t); return OpenSockDiag() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			in := open()
+			in := open(t)
 			own := portsHere() // of a host that no test changes
 			if own.Lowest == 0 {
 				t.Fatal("the host's are not known")
