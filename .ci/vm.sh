@@ -3,14 +3,14 @@
 # QEMU in software (TCG) to boot them. Packages come from the mirror that apt is
 # configured with, and are checked by apt as always.
 
-# name  architecture  suite  package (the newest that matches)
+# name  architecture  suite  package (the newest that matches); what takes longest first, as some run at a time
 kernels='
-amd64-5.10    amd64  bullseye            linux-image-5\.10\.[0-9.-]*-cloud-amd64
-amd64-6.1     amd64  bookworm            linux-image-6\.1\.[0-9.-]*-cloud-amd64
-amd64-6.12    amd64  bookworm-backports  linux-image-6\.12\.[0-9+.a-z]*-cloud-amd64
 amd64-newest  amd64  trixie-backports    linux-image-[7-9]\.[0-9+.a-z]*-cloud-amd64
-arm64-6.1     arm64  bookworm            linux-image-6\.1\.[0-9.-]*-cloud-arm64
+amd64-6.12    amd64  bookworm-backports  linux-image-6\.12\.[0-9+.a-z]*-cloud-amd64
+amd64-6.1     amd64  bookworm            linux-image-6\.1\.[0-9.-]*-cloud-amd64
 s390x-6.1     s390x  bookworm            linux-image-6\.1\.[0-9.-]*-s390x
+arm64-6.1     arm64  bookworm            linux-image-6\.1\.[0-9.-]*-cloud-arm64
+amd64-5.10    amd64  bullseye            linux-image-5\.10\.[0-9.-]*-cloud-amd64
 '
 # modules that the machines load where the kernel has them as such, dependencies first
 disk_modules='virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk'
