@@ -141,15 +141,11 @@ static __always_inline void fill_task(struct event *e, bool did)
  */
 static __always_inline __u64 in_state_since(struct sock *sk)
 {
-	__u64 segment, mono;
-
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	if (sk->__sk_common.skc_state == TCP_SYN_SENT)
 		return first_syn((struct tcp_sock *)sk);
-	segment = BPF_CORE_READ((struct tcp_sock *)sk, tcp_mstamp) * 1000;
-	mono = bpf_ktime_get_ns();
-	return segment && segment <= mono ? bpf_ktime_get_boot_ns() - (mono - segment) : 0;
+	return last_segment((struct tcp_sock *)sk, bpf_ktime_get_boot_ns(), bpf_ktime_get_ns());
 }
 
 static __noinline int emit_sock(struct sock *sk, struct sock_info *info, __u64 time_ns, __u32 what)

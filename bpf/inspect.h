@@ -130,7 +130,7 @@ static __always_inline void inspect_timer(struct inspection *i, struct inet_conn
 static __always_inline void inspect_mptcp(struct inspection *i, struct sock *sk)
 {
 	struct event *e = &i->event;
-	__u64 segment, *id, key = (__u64)sk;
+	__u64 *id, key = (__u64)sk;
 	struct tcp_sock *first;
 
 	id = bpf_map_lookup_elem(&mptcp_ids, &key);
@@ -144,9 +144,7 @@ static __always_inline void inspect_mptcp(struct inspection *i, struct sock *sk)
 	if (e->new_state != TCP_SYN_SENT && e->new_state != TCP_LISTEN && BPF_CORE_READ(first, rcv_nxt) &&
 	    (e->new_state != TCP_CLOSE || e->shutdown || e->err))
 		i->facts |= INSPECTED_OPENED;
-	segment = BPF_CORE_READ(first, tcp_mstamp) * 1000;
-	if (segment && segment <= i->now_mono_ns)
-		i->last_segment_ns = e->time_ns - (i->now_mono_ns - segment);
+	i->last_segment_ns = last_segment(first, e->time_ns, i->now_mono_ns);
 }
 
 /* A subflow whose connection was closed is the kernel's: it is not marked itself (__mptcp_close). */
@@ -172,7 +170,7 @@ static __always_inline void inspect_sock(struct inspection *i, struct sock *sk)
 	struct event *e = &i->event;
 	struct sock_info *info;
 	struct file *file = NULL;
-	__u64 segment, key;
+	__u64 key;
 
 	inspect_common(e, &sk->__sk_common);
 	if (sport) /* stays when the port is given back */
@@ -214,10 +212,7 @@ static __always_inline void inspect_sock(struct inspection *i, struct sock *sk)
 	/* set with the peer's SYN, in tcp_rcv_synsent_state_process or tcp_create_openreq_child */
 	if (BPF_CORE_READ(tp, rcv_nxt))
 		i->facts |= INSPECTED_OPENED;
-	/* CLOCK_MONOTONIC in microseconds (tcp_mstamp_refresh in net/ipv4/tcp_output.c) */
-	segment = BPF_CORE_READ(tp, tcp_mstamp) * 1000;
-	if (segment && segment <= i->now_mono_ns)
-		i->last_segment_ns = e->time_ns - (i->now_mono_ns - segment);
+	i->last_segment_ns = last_segment(tp, e->time_ns, i->now_mono_ns);
 	if (e->new_state == TCP_SYN_SENT)
 		e->began_ns = first_syn(tp);
 	i->last_acked = BPF_CORE_READ(tp, rcv_tstamp);

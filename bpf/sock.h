@@ -281,6 +281,17 @@ static __always_inline void read_numbers(struct event *e, struct sock *sk, struc
 }
 
 /*
+ * When the last segment came or went, CLOCK_BOOTTIME, 0 unknown: tcp_mstamp is
+ * CLOCK_MONOTONIC in microseconds (tcp_mstamp_refresh in net/ipv4/tcp_output.c).
+ */
+static __always_inline __u64 last_segment(struct tcp_sock *tp, __u64 boot, __u64 mono)
+{
+	__u64 segment = BPF_CORE_READ(tp, tcp_mstamp) * 1000;
+
+	return segment && segment <= mono ? boot - (mono - segment) : 0;
+}
+
+/*
  * When the first SYN of a socket in SYN_SENT went, CLOCK_BOOTTIME, 0 unknown: tcp_connect
  * notes it in milliseconds of CLOCK_MONOTONIC, and those that go later leave it
  * (__tcp_retransmit_skb). Put off (Fast Open), it has not gone. Where time stamps are
