@@ -11,11 +11,11 @@
  * bpf_get_socket_cookie (since 5.12, c5dbb89fc2ac).
  */
 const volatile __u32 cfg_sk_helpers = 0;
-const volatile __u32 cfg_reset_reason = 0;	    /* tcp_send_reset has a third argument, since 6.10 */
-const volatile __u32 cfg_wakeup_bytes = 256 * 1024; /* wake the reader when this much waits: 1/32 of the ring */
-const volatile __u32 cfg_tp_skaddr = 8;		    /* offset of skaddr in the classic tracepoint's record */
-const volatile __u32 cfg_requests = 2000;	    /* half-open connections told of in a tenth of a second, per CPU */
-const volatile __u32 cfg_stacks = 0;		    /* remember the user's stack at connect() and accept() */
+const volatile __u32 cfg_reset_reason = 0;	     /* tcp_send_reset has a third argument, since 6.10 */
+const volatile __u32 cfg_wakeup_bytes = 1024 * 1024; /* wake the reader when this much waits; pkg/probe sets it */
+const volatile __u32 cfg_tp_skaddr = 8;		     /* offset of skaddr in the classic tracepoint's record */
+const volatile __u32 cfg_requests = 2000;	     /* half-open connections told of in a tenth of a second, per CPU */
+const volatile __u32 cfg_stacks = 0;		     /* remember the user's stack at connect() and accept() */
 
 /* Filters; zero means any. Conditions of different kinds must all hold. */
 const volatile __u32 cfg_filter = 0; /* any of those below is set */

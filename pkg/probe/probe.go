@@ -239,7 +239,8 @@ func (p *Probe) newSpec() (*ebpf.CollectionSpec, error) {
 		return nil, err
 	}
 	spec.Maps[bpfMapEvents].MaxEntries = p.opts.RingBytes
-	if err := spec.Variables[bpfVarCfgWakeupBytes].Set(p.opts.RingBytes / 32); err != nil {
+	// A reader that shares a CPU with the load finds its caches cold each time it wakes.
+	if err := spec.Variables[bpfVarCfgWakeupBytes].Set(p.opts.RingBytes / 8); err != nil {
 		return nil, fmt.Errorf("set %s: %w", bpfVarCfgWakeupBytes, err)
 	}
 	if err := setStacks(spec, p.opts.Stacks); err != nil {
