@@ -21,7 +21,8 @@ func newCheck() *cobra.Command {
 		Use:   "check",
 		Short: "Say what this kernel and these privileges allow",
 		Long: `check loads and attaches every program once and says, for each hook of the
-kernel, whether it can be used, what is lost without it and how to get it.
+kernel, whether it can be used, what it costs besides the connections that are
+told of, what is lost without it and how to get it.
 It exits with 0 if stated can work, and with 3 if it cannot.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// a filter that needs every hook, for a process that cannot be
@@ -46,8 +47,8 @@ It exits with 0 if stated can work, and with 3 if it cannot.`,
 	return cmd
 }
 
-// showTier says what each hook of a tier gives, or what is lost without it, and
-// once for all of them why, and how to get them.
+// showTier says what each hook of a tier gives and what it costs others, or what is
+// lost without it, and once for all of them why, and how to get them.
 func showTier(out io.Writer, tier probe.Tier, hooks []probe.HookStatus) {
 	var why, needs []string
 	note := func(list *[]string, text string) {
@@ -63,6 +64,9 @@ func showTier(out io.Writer, tier probe.Tier, hooks []probe.HookStatus) {
 		case h.Err != nil && !slices.ContainsFunc(missing, func(m probe.HookStatus) bool { return m.Program == h.Program }):
 		case h.Err == nil:
 			fmt.Fprintf(out, "  ok       %s\n           gives: %s\n", h.Name, h.Buys)
+			if h.Costs != "" {
+				fmt.Fprintf(out, "           costs: %s\n", h.Costs)
+			}
 		default:
 			fmt.Fprintf(out, "  missing  %s\n           without it: %s\n", h.Name, h.Without)
 			note(&why, obstacle(h.Err))

@@ -306,4 +306,7 @@ func TestCheck(t *testing.T) {
 	if strings.Contains(out, "missing") != strings.Contains(out, "why: ") {
 		t.Errorf("something is missing, and nothing says why:\n%s", out)
 	}
+	if strings.Contains(out, "ok       tracepoint syscalls/") != strings.Contains(out, "in each system call") {
+		t.Errorf("what a tracepoint of a system call costs the others is not told where it is used, or where it is not:\n%s", out)
+	}
 }

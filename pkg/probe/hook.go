@@ -29,6 +29,7 @@ type Hook struct {
 	Buys    string // what it adds
 	Without string // what is done or lost without it
 	Needs   string // how to get it
+	Costs   string // what it costs besides its runs for the connections that we tell of; measured by .ci/bench
 
 	tracepoint [2]string // group and name of a classic tracepoint
 	iterator   bool
