@@ -2,9 +2,10 @@
 
 // Command churn makes and ends TCP connections on loopback for a while, as
 // fast as it can, and prints how many and what they cost: the load of
-// .ci/bench. The client closes first, so a connection has eleven changes of
-// state at its two ends, the listener's aside. With -get the other end is a web
-// server, which is asked for / by each connection and closes first.
+// .ci/bench. The client closes first, so a connection has ten changes of
+// state at its two ends, the listener's aside. With -carry each carries some data,
+// so that there is something else to do than to begin and to end. With -get the other
+// end is a web server, which is asked for / by each connection and closes first.
 package main
 
 import (
@@ -20,9 +21,10 @@ import (
 
 func main() {
 	span := flag.Duration("for", 5*time.Second, "how long")
+	carry := flag.Int("carry", 0, "`bytes` that each connection carries")
 	get := flag.String("get", "", "IPv4 `ADDRESS:PORT` of a web server to ask, one connection for each answer")
 	flag.Parse()
-	n, err := run(*span, *get)
+	n, err := run(*span, *carry, *get)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "churn:", err)
 		os.Exit(1)
@@ -36,9 +38,9 @@ func main() {
 	fmt.Printf("%d %.0f %.2f\n", n, float64(n)/span.Seconds(), float64(cpu.Microseconds())/float64(n))
 }
 
-func run(span time.Duration, server string) (int, error) {
+func run(span time.Duration, carry int, server string) (int, error) {
 	if server == "" {
-		return churn(span)
+		return churn(span, carry)
 	}
 	at, err := netip.ParseAddrPort(server)
 	if err != nil || !at.Addr().Is4() {
@@ -61,7 +63,7 @@ func repeat(span time.Duration, f func(from [4]byte) error) (n int, err error) {
 
 // churn runs both ends in one thread: on loopback the handshake and the FINs
 // are done within the system calls, so nothing waits.
-func churn(span time.Duration) (n int, err error) {
+func churn(span time.Duration, carry int) (n int, err error) {
 	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, err
@@ -77,7 +79,7 @@ func churn(span time.Duration) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	return repeat(span, func(from [4]byte) error { return one(l, at, from) })
+	return repeat(span, func(from [4]byte) error { return one(l, at, from, carry) })
 }
 
 func connect(at unix.Sockaddr, from [4]byte) (fd int, err error) {
@@ -118,7 +120,7 @@ func ask(at unix.Sockaddr, from [4]byte) error {
 	}
 }
 
-func one(l int, at unix.Sockaddr, from [4]byte) error {
+func one(l int, at unix.Sockaddr, from [4]byte, carry int) error {
 	c, err := connect(at, from)
 	if err != nil {
 		return err
@@ -128,9 +130,30 @@ func one(l int, at unix.Sockaddr, from [4]byte) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Shutdown(c, unix.SHUT_WR); err != nil {
-		unix.Close(a)
+	defer unix.Close(a)
+	if err := send(c, a, carry); err != nil {
 		return err
 	}
-	return unix.Close(a)
+	return unix.Shutdown(c, unix.SHUT_WR)
+}
+
+// send brings n bytes from one end to the other, a block at a time, as what is in
+// flight has to be read before there is room for more.
+func send(from, to, n int) error {
+	var block [16 << 10]byte
+	for n > 0 {
+		sent, err := unix.Write(from, block[:min(n, len(block))])
+		if err != nil {
+			return err
+		}
+		for left := sent; left > 0; {
+			got, err := unix.Read(to, block[:])
+			if err != nil {
+				return err
+			}
+			left -= got
+		}
+		n -= sent
+	}
+	return nil
 }

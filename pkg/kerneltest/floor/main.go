@@ -2,6 +2,9 @@
 
 // Command floor is the least that can stand at the tracepoint: a program that
 // does nothing, or with -record hands over so many bytes that are not filled.
+// With -accept one that does nothing stands at the end of accept() instead: then the
+// kernel takes a longer way through each system call of each process, whether it is
+// accept() or not (SYSCALL_WORK_SYSCALL_TRACEPOINT in include/linux/thread_info.h).
 // .ci/bench measures what it costs, beside the tracers that tell something.
 package main
 
@@ -21,30 +24,23 @@ import (
 
 func main() {
 	record := flag.Int("record", 0, "hand over `bytes` at each change of state")
+	accept := flag.Bool("accept", false, "stand at the end of accept() instead")
 	flag.Parse()
-	if err := run(*record); err != nil {
+	if err := run(*record, *accept); err != nil {
 		fmt.Fprintln(os.Stderr, "floor:", err)
 		os.Exit(1)
 	}
 }
 
-func run(record int) error {
+func run(record int, accept bool) error {
 	ring, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.RingBuf, MaxEntries: 8 << 20})
 	if err != nil {
 		return fmt.Errorf("make the ring buffer: %w", err)
 	}
 	defer ring.Close()
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "floor", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "inet_sock_set_state",
-		Instructions: program(ring, record), License: "GPL",
-	})
+	l, err := attach(ring, record, accept)
 	if err != nil {
-		return fmt.Errorf("load the program: %w", err)
-	}
-	defer prog.Close()
-	l, err := link.AttachTracing(link.TracingOptions{Program: prog})
-	if err != nil {
-		return fmt.Errorf("attach to inet_sock_set_state: %w", err)
+		return err
 	}
 	defer l.Close()
 	interrupted := make(chan os.Signal, 1)
@@ -59,6 +55,23 @@ func run(record int) error {
 	}
 	<-interrupted
 	return nil
+}
+
+// attach puts the program where it is to stand; it stays until the link is closed.
+func attach(ring *ebpf.Map, record int, accept bool) (link.Link, error) {
+	spec := &ebpf.ProgramSpec{Name: "floor", Type: ebpf.TracePoint, Instructions: program(ring, record), License: "GPL"}
+	if !accept {
+		spec.Type, spec.AttachType, spec.AttachTo = ebpf.Tracing, ebpf.AttachTraceRawTp, "inet_sock_set_state"
+	}
+	prog, err := ebpf.NewProgram(spec)
+	if err != nil {
+		return nil, fmt.Errorf("load the program: %w", err)
+	}
+	defer prog.Close() // the link keeps it
+	if accept {
+		return link.Tracepoint("syscalls", "sys_exit_accept", prog, nil)
+	}
+	return link.AttachTracing(link.TracingOptions{Program: prog})
 }
 
 // program does nothing, or reserves a record and submits it without waking anybody.
