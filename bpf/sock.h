@@ -119,17 +119,9 @@ static __always_inline bool owner_weak(struct sock_info *info)
  */
 static __always_inline bool current_group(__u64 *start_ns, __u8 comm[16])
 {
-	struct task_struct *task, *leader;
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
 
-	if (cfg_sk_helpers) { /* younger than bpf_get_current_task_btf: 5.11, 3ca1032ab7ab */
-		task = bpf_get_current_task_btf();
-		leader = task->group_leader;
-		*start_ns = leader->start_boottime;
-		bpf_probe_read_kernel_str(comm, 16, leader->comm);
-		return task->flags & PF_KTHREAD;
-	}
-	task = (void *)bpf_get_current_task();
-	leader = BPF_CORE_READ(task, group_leader);
 	*start_ns = BPF_CORE_READ(leader, start_boottime);
 	bpf_core_read_str(comm, 16, &leader->comm);
 	return BPF_CORE_READ(task, flags) & PF_KTHREAD;
@@ -163,7 +155,7 @@ static __noinline bool task_did(struct sock *sk, int old, int new)
 			return false;
 		if (old == TCP_SYN_SENT || old == TCP_ESTABLISHED || old == TCP_CLOSE_WAIT)
 			return true;
-		return old == TCP_SYN_RECV && sk->sk_socket;
+		return old == TCP_SYN_RECV && BPF_CORE_READ(sk, sk_socket);
 	}
 	return false;
 }
@@ -210,14 +202,6 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 	if (!bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
 		return 0;
 	return BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id);
-}
-
-/* The same for a socket whose type the verifier knows: it needs no helper, and no check. */
-static __always_inline __u64 cgroup_of_typed(struct sock *sk)
-{
-	if (!bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
-		return 0;
-	return sk->sk_cgrp_data.cgroup->kn->id;
 }
 
 /*
@@ -336,6 +320,36 @@ static __always_inline bool time_wait_full(struct net *net)
 }
 
 /*
+ * What a socket points to: its namespace, its control group, its descriptor. TCP's are
+ * read by their types, which is faster, but not from sk: it is the argument of a
+ * tracepoint, which the verifier trusts, and at each pointer that is read from such it
+ * goes several times through all types of the kernel by their names, which makes two
+ * thirds of the time to load us (btf_nested_type_is_trusted in kernel/bpf/verifier.c,
+ * since 6.3). What bpf_skc_to_tcp_sock returns is not so.
+ */
+static __always_inline void read_links(struct event *e, struct sock *sk, struct tcp_sock *tp)
+{
+	struct sock *typed = (void *)tp;
+	struct socket *socket;
+
+	if (!tp) {
+		e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+		e->cgroup = cgroup_of(sk);
+		if (!BPF_CORE_READ(sk, sk_socket))
+			e->flags |= FLAG_NO_SOCKET;
+		return;
+	}
+	e->netns = typed->__sk_common.skc_net.net->ns.inum;
+	if (bpf_core_field_exists(typed->sk_cgrp_data.cgroup))
+		e->cgroup = typed->sk_cgrp_data.cgroup->kn->id;
+	socket = typed->sk_socket;
+	if (!socket)
+		e->flags |= FLAG_NO_SOCKET;
+	if (!is_subflow(tp) && is_kernels(BPF_CORE_READ_BITFIELD(typed, sk_kern_sock), socket, socket ? socket->file : NULL))
+		e->flags |= FLAG_KERNEL;
+}
+
+/*
  * Everything that can be read at any moment in any context. e->old_state and
  * e->new_state are set before.
  */
@@ -343,25 +357,19 @@ static __always_inline void read_sock(struct event *e, struct sock *sk)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk); /* NULL for an MPTCP socket */
 	unsigned long flags = sk->__sk_common.skc_flags;
-	struct socket *socket = sk->sk_socket;
 
 	e->family = sk->__sk_common.skc_family;
 	e->protocol = sk->sk_protocol;
-	e->netns = sk->__sk_common.skc_net.net->ns.inum;
 	e->uid = sk->sk_uid.val;
-	e->cgroup = cgroup_of_typed(sk);
 	e->err = sk->sk_err;
 	e->shutdown = sk->sk_shutdown;
 	if (flags & 1 << SOCK_DEAD)
 		e->flags |= FLAG_DEAD;
 	if (flags & 1 << SOCK_DONE)
 		e->flags |= FLAG_DONE;
-	if (!socket)
-		e->flags |= FLAG_NO_SOCKET;
+	read_links(e, sk, tp);
 	read_addrs(e, sk, tp);
 	read_ports(e, sk, tp);
-	if (tp && !is_subflow(tp) && is_kernels(BPF_CORE_READ_BITFIELD(sk, sk_kern_sock), socket, socket ? socket->file : NULL))
-		e->flags |= FLAG_KERNEL;
 	if (tp)
 		read_numbers(e, sk, tp);
 }

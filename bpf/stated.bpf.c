@@ -130,7 +130,7 @@ static __always_inline int set_state(void *ctx, struct sock *sk, struct sock_inf
 		flush_overflow(sk, now);
 	if (cfg_stacks && new == TCP_SYN_SENT && sk->sk_protocol == IPPROTO_TCP)
 		remember_stack(ctx, id_of(sk, info));
-	if (new == TCP_CLOSE && (old == TCP_FIN_WAIT2 || old == TCP_CLOSING) && time_wait_full(sk->__sk_common.skc_net.net))
+	if (new == TCP_CLOSE && (old == TCP_FIN_WAIT2 || old == TCP_CLOSING) && time_wait_full(BPF_CORE_READ(sk, __sk_common.skc_net.net)))
 		what |= WHAT_TW_FULL;
 	return emit_sock(sk, info, now, what);
 }
