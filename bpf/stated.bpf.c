@@ -321,7 +321,8 @@ int st_set_state_tp(void *ctx)
 	e->new_state = s.newstate;
 	e->family = s.family;
 	e->protocol = s.protocol;
-	e->lport = s.sport;
+	if (s.newstate != TCP_SYN_SENT) /* read_ports */
+		e->lport = s.sport;
 	e->rport = s.dport;
 	if (s.family == AF_INET6) {
 		__builtin_memcpy(e->laddr, s.saddr_v6, 16);
