@@ -54,7 +54,8 @@ static __always_inline void begin(struct sock *sk, struct sock_info *info, int o
 	info->verdict = VERDICT_OPEN;
 	info->flags = 0;
 	info->born_ns = 0;
-	info->id = needs_own_id(sk) ? own_id() : 0;
+	if (needs_own_id(sk) && (old == TCP_LISTEN || !info->id))
+		info->id = own_id(); /* a socket keeps its number, as it would its cookie */
 	if (old == TCP_LISTEN) {
 		/* cloned from the listener, where socket storage serves */
 		info->owner_source = info->owner_pid ? OWNER_LISTENER : OWNER_UNKNOWN;

@@ -3,16 +3,18 @@
 package probe
 
 import (
+	"cmp"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 )
 
-// TestPortOfTheNext: a socket that had a connection, and has another one, is told
-// with the port of each.
-func TestPortOfTheNext(t *testing.T) {
+// TestReconnect: a socket that had a connection, and has another one, is told with
+// the port of each, and as one socket.
+func TestReconnect(t *testing.T) {
 	for _, tier := range tiers {
 		t.Run(tier.name, func(t *testing.T) {
 			p := openTier(t, tier.opts)
@@ -32,9 +34,14 @@ func TestPortOfTheNext(t *testing.T) {
 			if p.Partial() {
 				netns = 0 // the classic tracepoint does not tell it
 			}
+			var first event.SocketID
 			for _, c := range collect(t, p, netns, 5).conns {
-				if c.Role == lifecycle.RoleClient {
-					got = append(got, c.Local.String())
+				if c.Role != lifecycle.RoleClient {
+					continue
+				}
+				got = append(got, c.Local.String())
+				if first = cmp.Or(first, c.Socket); c.Socket != first && !p.Partial() {
+					t.Errorf("two sockets: %x, %x", first, c.Socket)
 				}
 			}
 			compare(t, "ports", got, want)
