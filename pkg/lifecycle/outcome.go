@@ -40,8 +40,23 @@ func (t *Table) own(c *Conn, task event.Task, source event.OwnerSource) {
 	c.Shared = t.shares.of(&s)
 }
 
+// neverSent reports whether e ends a connect() of which no SYN went, where the socket
+// had a connection before or its SYN was put off (Fast Open): more than a SYN seems to
+// be on its way, as tcp_disconnect raises write_seq, and tcp_connect_init, which makes
+// snd_una of it, did not run. Nor did it clear sk_err, which is that connection's.
+func neverSent(e *event.Event) bool {
+	return e.Old == event.StateSynSent && e.New == event.StateClose && !e.Flags.Has(event.FlagPartial) &&
+		uint64(e.Unsent) > 1+e.BytesSent-min(e.BytesSent, e.BytesResent)
+}
+
+// inVain reports whether connect() itself failed: the port, too, is the one that the
+// connection before had (__inet_put_port leaves inet_sport). close() shuts both sides.
+func (c *Conn) inVain(e *event.Event) bool {
+	return c.Epoch > 0 && e.Shutdown != shutdownMask && neverSent(e)
+}
+
 func (c *Conn) learn(e *event.Event) {
-	if c.Local.Port() == 0 && e.Local.IsValid() {
+	if c.Local.Port() == 0 && e.Local.IsValid() && !c.inVain(e) {
 		c.Local = EndpointOf(e.Local)
 	}
 	if c.Peer.Port() == 0 && e.Peer.IsValid() {
@@ -65,6 +80,9 @@ func (c *Conn) learn(e *event.Event) {
 	} else {
 		c.Unread, c.EOFUnread = e.UnreadPayload()
 		c.Unsent = e.UnsentPayload()
+	}
+	if neverSent(e) {
+		c.Unsent, c.unacked = 0, !c.inVain(e)
 	}
 	if e.SRTT != 0 {
 		c.SRTT = e.SRTT
@@ -108,7 +126,9 @@ func (c *Conn) judge(e *event.Event) {
 	case event.StateClosing:
 		c.Initiator = InitiatorBoth
 	case event.StateClose:
-		c.Err = e.Err
+		if c.Err = e.Err; neverSent(e) && syscall.Errno(e.Err) != syscall.ECONNABORTED {
+			c.Err = 0
+		}
 		c.end = e.Flags
 	}
 }

@@ -308,6 +308,25 @@ var scenarios = []scenario{
 		typed: true,
 	},
 	{
+		name: "no port left for a socket that had one",
+		run: func(s *space) {
+			l, at := s.listen(local4(), 8, 0)
+			d := s.connect(at, 0)
+			a := s.accept(l)
+			disconnect(d)
+			heard(a)
+			s.close(a)
+			low, _ := ourPorts()
+			check(os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", fmt.Appendf(nil, "%d %d", low+1, low+1), 0))
+			s.twice(l, at, s.socket(unix.AF_INET, 0), d)
+		},
+		want: []string{listener, client + "ESTABLISHED>CLOSE", server + "ESTABLISHED>CLOSE", client + active, server + passive,
+			"CLOSE>SYN_SENT SYN_SENT>CLOSE"},
+		ends: []string{"listener listen_ended local", "client reset_linger local", "server reset_by_peer peer",
+			"client closed local TIME_WAIT", "server closed peer", "client no_local_port local"},
+		typed: true,
+	},
+	{
 		name: "Fast Open put off, given up before the first write",
 		run: func(s *space) {
 			c, l := s.putOff()
