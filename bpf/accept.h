@@ -141,14 +141,19 @@ int BPF_PROG(st_graft_again, struct sock *sk, struct socket *parent)
 
 /*
  * A process reads: the first one owns a socket of which nothing better is
- * known. Often called, so pkg/probe leaves it out where st_graft works.
+ * known. Often called, so pkg/probe leaves it out where st_graft works. In softirq,
+ * where the lock is not owned, the kernel reads for itself what has just come
+ * (tcp_read_sock for sockmap, kTLS or SMC), whoever runs.
  */
 SEC("tp_btf/tcp_rcv_space_adjust")
 int BPF_PROG(st_read, struct sock *sk)
 {
-	struct sock_info *info = info_of(sk, true);
+	struct sock_info *info;
 	struct task_struct *task;
 
+	if (!sk->sk_lock.owned)
+		return 0;
+	info = info_of(sk, true);
 	if (!info || !owner_weak(info))
 		return 0;
 	task = (void *)bpf_get_current_task();
