@@ -221,8 +221,11 @@ struct counters {
 	__u64 window_ns;      /* when the present tenth of a second began */
 	__u64 in_window;      /* requests since then */
 	__u64 completing;     /* address of the request that becomes a connection right now */
-	__u64 stacks_lost;    /* no room to remember a stack */
-	__u64 made_good;      /* changes of state that st_set_state was skipped for and st_state_again told */
+	__u64 resetting;      /* address of the listener that sent a RST last */
+	__u64 resetting_port; /* of the peer, in network order */
+	__u64 resetting_ns;
+	__u64 stacks_lost; /* no room to remember a stack */
+	__u64 made_good;   /* changes of state that st_set_state was skipped for and st_state_again told */
 };
 
 #endif

@@ -10,34 +10,28 @@
 #define __STATED_MINI_H
 
 /*
- * Why a mini socket is about to end, until it does: by its address, for a
- * request that we reset by its listener's address and the peer's port.
- * Inserted where the cause shows, deleted at the end; what never ended because
- * of it goes when the map is full.
+ * Why a mini socket is about to end, until it does, by its address. Inserted where
+ * the cause shows, deleted at the end; what never ended because of it goes when the
+ * map is full.
  */
-struct end_key {
-	__u64 address;
-	__u64 peer_port;
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, struct end_key);
+	__type(key, __u64);
 	__type(value, __u8);
 } end_causes SEC(".maps");
 
-static __always_inline void mark_end(void *address, __u16 peer_port, __u8 cause)
+static __always_inline void mark_end(void *address, __u8 cause)
 {
-	struct end_key key = {.address = (__u64)address, .peer_port = peer_port};
+	__u64 key = (__u64)address;
 
 	bpf_map_update_elem(&end_causes, &key, &cause, BPF_ANY);
 }
 
 /* 0: none */
-static __always_inline __u8 take_end(void *address, __u16 peer_port)
+static __always_inline __u8 take_end(void *address)
 {
-	struct end_key key = {.address = (__u64)address, .peer_port = peer_port};
+	__u64 key = (__u64)address;
 	__u8 *found = bpf_map_lookup_elem(&end_causes, &key), cause;
 
 	if (!found)

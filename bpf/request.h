@@ -89,6 +89,17 @@ int BPF_PROG(st_complete, struct sock *sk, struct sock *child, struct request_so
 	return 0;
 }
 
+/*
+ * Whether a RST of ours goes with the end of a request: tcp_check_req sends it right
+ * before, on this CPU. Many a RST of a listener ends none, as that for an
+ * acknowledgement of nothing.
+ */
+static __always_inline bool is_reset(struct counters *n, struct sock *listener, __be16 port)
+{
+	return n && n->resetting == (__u64)listener && n->resetting_port == port &&
+	       bpf_ktime_get_boot_ns() - n->resetting_ns < TENTH_NS;
+}
+
 static __always_inline int request_end(struct sock *sk, struct request_sock *req, bool unlinked, __u8 otherwise)
 {
 	struct sock_common *skc = &req->__req_common;
@@ -103,13 +114,13 @@ static __always_inline int request_end(struct sock *sk, struct request_sock *req
 		n->completing = 0;
 		return 0;
 	}
-	if (!unlinked)
-		return 0; /* somebody else took it out */
-	cause = take_end(req, 0);
-	if (!cause)
-		cause = take_end(sk, bpf_ntohs(skc->skc_dport));
-	if (!id)
+	cause = take_end(req);
+	if (!unlinked || !id) /* somebody else took it out, or it was not told of */
 		return 0;
+	if (otherwise == END_TIMER)
+		cause = 0; /* what should have ended it did not */
+	else if (!cause && is_reset(n, sk, skc->skc_dport))
+		cause = END_RESET_SENT;
 	if (!cause && sk->__sk_common.skc_state != TCP_LISTEN)
 		cause = END_LISTENER;
 	if (!cause)
@@ -150,22 +161,28 @@ int st_req_drop_old(__u64 *ctx)
 SEC("fentry/tcp_req_err")
 int BPF_PROG(st_req_err, struct sock *sk, __u32 seq)
 {
-	if (sk->__sk_common.skc_state == TCP_NEW_SYN_RECV && (__u8)ctx[2])
-		mark_end(sk, 0, END_ICMP);
+	struct tcp_request_sock *req = (void *)sk;
+
+	if (sk->__sk_common.skc_state == TCP_NEW_SYN_RECV && (__u8)ctx[2] && BPF_CORE_READ(req, snt_isn) == seq)
+		mark_end(sk, END_ICMP);
 	return 0;
 }
 
 /* A RST that a listener sends because a handshake went wrong: to whom. */
 static __always_inline void reset_by_listener(struct sock *listener, struct sk_buff *skb)
 {
+	struct counters *n = count();
 	unsigned char *header;
 	__be16 port;
 
-	if (!skb)
+	if (!skb || !n)
 		return;
 	header = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, transport_header);
-	if (!bpf_probe_read_kernel(&port, sizeof(port), header))
-		mark_end(listener, bpf_ntohs(port), END_RESET_SENT);
+	if (bpf_probe_read_kernel(&port, sizeof(port), header))
+		return;
+	n->resetting = (__u64)listener;
+	n->resetting_port = port;
+	n->resetting_ns = bpf_ktime_get_boot_ns();
 }
 
 static __always_inline void tell_overflow(struct sock *sk, struct overflow *o, __u64 now)

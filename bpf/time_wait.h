@@ -48,11 +48,11 @@ int BPF_PROG(st_tw_segment, struct inet_timewait_sock *tw, struct sk_buff *skb, 
 		return 0;
 	fin_syn_rst = header[13] & 7;
 	if (fin_syn_rst & 4)
-		mark_end(tw, 0, END_RESET);
+		mark_end(tw, END_RESET);
 	else if (tw->tw_substate == TCP_FIN_WAIT2 && (fin_syn_rst & 2 || skb->len > (header[12] >> 4) * 4))
-		mark_end(tw, 0, END_RESET_SENT);
+		mark_end(tw, END_RESET_SENT);
 	else if (fin_syn_rst & 2)
-		mark_end(tw, 0, END_SYN);
+		mark_end(tw, END_SYN);
 	return 0;
 }
 
@@ -61,7 +61,7 @@ SEC("fexit/tcp_twsk_unique")
 int BPF_PROG(st_tw_unique, struct sock *sk, struct sock *sktw, void *twp, int yes)
 {
 	if (yes)
-		mark_end(sktw, 0, END_REUSED);
+		mark_end(sktw, END_REUSED);
 	return 0;
 }
 
@@ -72,7 +72,7 @@ int BPF_PROG(st_abort, struct sock *sk)
 	__u8 state = sk->__sk_common.skc_state;
 
 	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
-		mark_end(sk, 0, END_KILLED);
+		mark_end(sk, END_KILLED);
 	return 0;
 }
 
@@ -89,13 +89,13 @@ static __always_inline bool netns_gone(struct net *net)
 SEC("fentry/inet_twsk_deschedule_put")
 int BPF_PROG(st_tw_early, struct inet_timewait_sock *tw)
 {
-	struct end_key key = {.address = (__u64)tw};
+	__u64 key = (__u64)tw;
 	__u8 *cause = bpf_map_lookup_elem(&end_causes, &key);
 
 	if (cause)
 		*cause |= END_EARLY;
 	else
-		mark_end(tw, 0, END_EARLY | (netns_gone(tw->__tw_common.skc_net.net) ? END_NETNS : END_UNKNOWN));
+		mark_end(tw, END_EARLY | (netns_gone(tw->__tw_common.skc_net.net) ? END_NETNS : END_UNKNOWN));
 	return 0;
 }
 
@@ -104,7 +104,7 @@ SEC("fentry/inet_twsk_kill")
 int BPF_PROG(st_tw_kill, struct inet_timewait_sock *tw)
 {
 	struct sock_common *skc = &tw->__tw_common;
-	__u8 cause = take_end(tw, 0);
+	__u8 cause = take_end(tw);
 	struct event *e;
 
 	if (!skc->skc_cookie.counter)

@@ -455,6 +455,7 @@ struct inet_request_sock {
 
 struct tcp_request_sock {
 	struct inet_request_sock req;
+	u32 snt_isn;
 };
 
 /* The TCP header's own layout is asked for by offset: it is on the wire. */

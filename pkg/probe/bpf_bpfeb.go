@@ -31,6 +31,9 @@ type bpfCounters struct {
 	WindowNs      uint64
 	InWindow      uint64
 	Completing    uint64
+	Resetting     uint64
+	ResettingPort uint64
+	ResettingNs   uint64
 	StacksLost    uint64
 	MadeGood      uint64
 }
@@ -39,12 +42,6 @@ type bpfDestroyed struct {
 	_    structs.HostLayout
 	Sk   uint64
 	Info bpfSockInfo
-}
-
-type bpfEndKey struct {
-	_        structs.HostLayout
-	Address  uint64
-	PeerPort uint64
 }
 
 type bpfEvent struct {

@@ -97,6 +97,22 @@ func (p *rawPeer) send(from, to uint16, seq, ack uint32, flags byte) {
 	must(unix.Write(p.fd, append(ip, tcp...)))
 }
 
+// unreachable says that a segment of the kernel's did not get to us (RFC 792).
+func (p *rawPeer) unreachable(from, to uint16, seq uint32) {
+	be := binary.BigEndian
+	header := func(size, protocol byte, from, to [4]byte) []byte {
+		ip := append(append([]byte{0x45, 0, 0, size, 0, 0, 0x40, 0, 64, protocol, 0, 0}, from[:]...), to[:]...)
+		be.PutUint16(ip[10:], checksum(ip))
+		return ip
+	}
+	const hostUnreachable = 3<<8 | 1
+	icmp := append(be.AppendUint16(nil, hostUnreachable), 0, 0, 0, 0, 0, 0)
+	icmp = append(icmp, header(40, unix.IPPROTO_TCP, p.them, p.us)...)
+	icmp = be.AppendUint32(be.AppendUint16(be.AppendUint16(icmp, to), from), seq)
+	be.PutUint16(icmp[2:], checksum(icmp))
+	must(unix.Write(p.fd, append(header(byte(20+len(icmp)), unix.IPPROTO_ICMP, p.us, p.them), icmp...)))
+}
+
 // synAck waits for the kernel's answer to a SYN and returns its sequence number.
 func (p *rawPeer) synAck() uint32 {
 	for {
@@ -155,11 +171,25 @@ func TestHalfOpen(t *testing.T) {
 			})
 			return n
 		}
+		wire.send(1005, 4000, 100, 1, flagACK) // of nothing: a RST answers it
+		for _, port := range []uint16{1004, 1005, 1006} {
+			wire.send(port, 4000, 100, 0, flagSYN)
+			seq := wire.synAck()
+			switch port {
+			case 1004:
+				wire.send(port, 4000, 101, seq+7, flagACK) // a RST answers this, too
+			case 1005:
+				wire.send(port, 4000, 101, 0, flagRST)
+			case 1006:
+				wire.unreachable(port, 4000, seq+7) // not what was sent
+			}
+		}
+		follow(t, p, table, s.inode, func() bool { return len(end.finished) == 1 && halfOpen() == 2 })
 		wire.send(1001, 4000, 100, 0, flagSYN) // never heard of again
 		wire.send(1002, 4000, 100, 0, flagSYN)
 		wire.synAck()
 		wire.synAck()
-		follow(t, p, table, s.inode, func() bool { return halfOpen() == 2 })
+		follow(t, p, table, s.inode, func() bool { return halfOpen() == 4 })
 		wire.send(1002, 4000, 101, 0, flagRST)
 		wire.send(1003, 4000, 100, 0, flagSYN)
 		seq := wire.synAck()
@@ -171,11 +201,12 @@ func TestHalfOpen(t *testing.T) {
 		}
 		a := s.accept(l)
 		wire.send(1003, 4000, 101, seq+1, flagRST|flagACK)
-		follow(t, p, table, s.inode, func() bool { return len(end.finished) == 3 })
+		follow(t, p, table, s.inode, func() bool { return len(end.finished) == 6 })
 		s.close(a)
 	})
 	want := map[uint16]lifecycle.Outcome{
 		1001: lifecycle.OutcomeHandshakeExpired, 1002: lifecycle.OutcomeHandshakeReset, 1003: lifecycle.OutcomeResetByPeer,
+		1004: lifecycle.OutcomeHandshakeExpired, 1005: lifecycle.OutcomeHandshakeReset, 1006: lifecycle.OutcomeHandshakeExpired,
 	}
 	for _, c := range end.finished {
 		port := c.Peer.Port()
