@@ -51,16 +51,19 @@ static __always_inline bool is_birth(int old, int new)
 /* Begin a connection in the memory of its socket: a new epoch forgets the last one. */
 static __always_inline void begin(struct sock *sk, struct sock_info *info, int old, int new)
 {
+	__u64 id = info->id;
+
 	info->verdict = VERDICT_OPEN;
 	info->flags = 0;
 	info->born_ns = 0;
-	if (needs_own_id(sk) && (old == TCP_LISTEN || !info->id))
-		info->id = own_id(); /* a socket keeps its number, as it would its cookie */
+	info->id = needs_own_id(sk) ? own_id() : 0;
 	if (old == TCP_LISTEN) {
 		/* cloned from the listener, where socket storage serves */
 		info->owner_source = info->owner_pid ? OWNER_LISTENER : OWNER_UNKNOWN;
 		return;
 	}
+	if (id)
+		info->id = id; /* the socket keeps its number, as it would its cookie */
 	info->owner_source = new == TCP_LISTEN ? OWNER_LISTEN : OWNER_CONNECT;
 	info->owner_pid = bpf_get_current_pid_tgid() >> 32;
 	/* mptcp_worker connects further subflows, for whoever has the connection */
