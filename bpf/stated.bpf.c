@@ -188,19 +188,33 @@ int BPF_PROG(st_state_again, struct sock *sk, int old, int new)
 	return set_state(ctx, sk, info, old, new);
 }
 
-/* inet_csk_destroy_sock: only told for a socket whose owner kept it after its end. */
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(st_destroy_sock, struct sock *sk)
+/* inet_csk_destroy_sock: only told, once, for a socket whose owner kept it after its end. */
+static __always_inline int destroyed(struct sock *sk)
 {
 	struct sock_info *info = info_of(sk, false);
 
 	forget_stack(sk, info);
 	if (!info)
 		return 0;
-	if (info->flags & INFO_HELD)
+	if (info->flags & INFO_HELD) {
+		info->flags &= ~INFO_HELD;
 		emit_sock(sk, info, bpf_ktime_get_boot_ns(), WHAT(EVENT_DESTROY, TCP_CLOSE, TCP_CLOSE));
+	}
 	forget(sk);
 	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(st_destroy_sock, struct sock *sk)
+{
+	return destroyed(sk);
+}
+
+/* What the kernel skipped st_destroy_sock for, as st_state_again. */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(st_dead_again, struct sock *sk)
+{
+	return destroyed(sk);
 }
 
 SEC("tp_btf/tcp_receive_reset")

@@ -213,6 +213,7 @@ const (
 	bpfProgStConnRequest   = "st_conn_request"
 	bpfProgStCookie        = "st_cookie"
 	bpfProgStCookieTsoff   = "st_cookie_tsoff"
+	bpfProgStDeadAgain     = "st_dead_again"
 	bpfProgStDestroySock   = "st_destroy_sock"
 	bpfProgStExec          = "st_exec"
 	bpfProgStExit          = "st_exit"
@@ -312,6 +313,7 @@ type bpfProgramSpecs struct {
 	StConnRequest *ebpf.ProgramSpec `ebpf:"st_conn_request"`
 	StCookie      *ebpf.ProgramSpec `ebpf:"st_cookie"`
 	StCookieTsoff *ebpf.ProgramSpec `ebpf:"st_cookie_tsoff"`
+	StDeadAgain   *ebpf.ProgramSpec `ebpf:"st_dead_again"`
 	StDestroySock *ebpf.ProgramSpec `ebpf:"st_destroy_sock"`
 	StExec        *ebpf.ProgramSpec `ebpf:"st_exec"`
 	StExit        *ebpf.ProgramSpec `ebpf:"st_exit"`
@@ -486,6 +488,7 @@ type bpfPrograms struct {
 	StConnRequest *ebpf.Program `ebpf:"st_conn_request"`
 	StCookie      *ebpf.Program `ebpf:"st_cookie"`
 	StCookieTsoff *ebpf.Program `ebpf:"st_cookie_tsoff"`
+	StDeadAgain   *ebpf.Program `ebpf:"st_dead_again"`
 	StDestroySock *ebpf.Program `ebpf:"st_destroy_sock"`
 	StExec        *ebpf.Program `ebpf:"st_exec"`
 	StExit        *ebpf.Program `ebpf:"st_exit"`
@@ -525,6 +528,7 @@ func (p *bpfPrograms) Close() error {
 		p.StConnRequest,
 		p.StCookie,
 		p.StCookieTsoff,
+		p.StDeadAgain,
 		p.StDestroySock,
 		p.StExec,
 		p.StExit,

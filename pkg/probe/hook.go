@@ -50,6 +50,14 @@ var hooks = append([]Hook{
 		Needs:   "kernel 5.5 with CONFIG_DEBUG_INFO_BTF",
 	},
 	{
+		Name: "tp_btf tcp_destroy_sock, again", Program: bpfProgStDeadAgain, Tier: TierCauses,
+		Buys:     "the same, where the kernel skips the first, as it runs on that CPU already",
+		Without:  "a connection that has ended may keep its descriptor, as it seems, when that was closed",
+		Needs:    "kernel 6.1 with CONFIG_DEBUG_INFO_BTF; older ones do not need it",
+		onlyWith: bpfProgStDestroySock,
+		wanted:   func(*Options) bool { return !olderThan(kernelRelease(), 6, 1) },
+	},
+	{
 		Name: "tp_btf tcp_receive_reset", Program: bpfProgStRecvReset, Tier: TierCauses,
 		Buys:    "resets by the peer, told from errors",
 		Without: "inferred from the socket's error",

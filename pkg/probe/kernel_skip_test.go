@@ -4,7 +4,9 @@ package probe
 
 import (
 	"errors"
+	"maps"
 	"os"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -106,4 +108,41 @@ func TestChangesAtOnce(t *testing.T) {
 			t.Errorf("of %d skipped, %d are missing", skips, missing)
 		}
 	})
+}
+
+// TestDestroyedOnce: that a socket is gone which ended before is told, and once, also
+// where the kernel skips the program that does.
+func TestDestroyedOnce(t *testing.T) {
+	for _, tier := range tiers {
+		t.Run(tier.name, func(t *testing.T) {
+			p := openTier(t, tier.opts)
+			if !p.works(bpfProgStDeadAgain) {
+				t.Skip("this kernel skips none, or has no typed tracepoints")
+			}
+			for _, skip := range []bool{false, true} {
+				if skip {
+					at := slices.IndexFunc(p.progs, func(prog program) bool { return prog.name == bpfProgStDestroySock })
+					check(p.links[at-1].Close()) // that of the core, the first program, comes last
+				}
+				ends := make(map[event.SocketID]int)
+				netns := inSpace(t, func(s *space) {
+					c, a := s.pair(0)
+					linger0(c)
+					s.close(c)
+					wait(a, event.StateClose)
+					s.close(a)
+				})
+				collectIf(t, p, 3, func(e *event.Event) bool {
+					if e.Netns == netns && e.Kind == event.KindDestroy {
+						ends[e.Socket]++
+					}
+					return e.Netns == netns
+				})
+				times := slices.Collect(maps.Values(ends)) // close() of a listener, or with SO_LINGER 0, too
+				if !slices.Equal(times, []int{1, 1, 1}) {
+					t.Errorf("told as often: %v; the first skipped: %v", times, skip)
+				}
+			}
+		})
+	}
 }

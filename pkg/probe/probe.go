@@ -389,7 +389,7 @@ func (p *Probe) Stats() (s Stats, err error) {
 		case bpfProgStSetState:
 			p.missing = max(p.missing, prog.Skipped-min(prog.Skipped, s.MadeGood))
 			prog.Skipped = p.missing
-		case bpfProgStStateAgain, bpfProgStGraftAgain:
+		case bpfProgStStateAgain, bpfProgStGraftAgain, bpfProgStDeadAgain:
 			prog.Skipped = 0 // matters where the other was skipped, too, and is counted there
 		}
 		s.Skipped += prog.Skipped
