@@ -193,10 +193,11 @@ func Numbers(s *event.Sighting, info *unix.TCPInfo, begun, got int64) {
 }
 
 // EnteredByAck reports whether a connection came into its state no later than the
-// last acknowledgement did: each that comes is stamped (rcv_tstamp, by tcp_ack in
+// last acknowledgement did: it is stamped (rcv_tstamp, by tcp_ack in
 // net/ipv4/tcp_input.c), and what brings a connection into these states is one. What
-// we send meanwhile, once more or as a probe, does not count. A FIN that comes behind a
-// newer acknowledgement (reordered) is not stamped.
+// we send meanwhile, once more or as a probe, does not count, nor do data that
+// acknowledge nothing new, in the fast path of tcp_rcv_established. A FIN that comes
+// behind a newer acknowledgement (reordered) is not stamped.
 func EnteredByAck(s event.State) bool {
 	switch s {
 	case event.StateEstablished, event.StateCloseWait, event.StateFinWait2, event.StateClosing:

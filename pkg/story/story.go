@@ -100,6 +100,19 @@ func (t *Teller) doubtful(s *census.Socket) bool {
 // byBegan reports whether the age follows from what the kernel knows of the begin.
 func byBegan(s *census.Socket) bool { return s.Began != 0 && s.Age.Min == s.Time-s.Began }
 
+// byAck is when the last acknowledgement came, if the age follows from that, else 0: of
+// later segments it is known only whether one brought data.
+func byAck(s *census.Socket) int64 {
+	switch {
+	case s.New == event.StateSynSent:
+	case byBegan(s) && s.LastSegment > s.Began:
+		return s.Began
+	case s.Limited && s.LastSegment != 0 && s.Age.Min == s.Time-s.LastSegment:
+		return s.LastSegment
+	}
+	return 0
+}
+
 // state says which, since when, how that is known, and what it means.
 func (t *Teller) state(s *census.Socket) []byte {
 	switch {
@@ -121,7 +134,9 @@ func (t *Teller) state(s *census.Socket) []byte {
 		b = append(span(append(b, ", and has been for "...), s.Age), ", by its timer"...)
 	case s.New == event.StateSynSent && byBegan(s):
 		b = append(span(append(b, ", and has been for "...), s.Age), ": the first SYN went then"...)
-	case byBegan(s) && s.LastSegment > s.Began:
+	case byAck(s) != 0 && s.LastReceived > byAck(s):
+		b = append(span(append(b, ", and has been for "...), s.Age), ": the peer acknowledged something then, and such a segment brought it into that state"...)
+	case byAck(s) != 0:
 		b = append(span(append(b, ", and has been for "...), s.Age), ": no segment of the peer has come since, and one brought it into that state"...)
 	case s.ByPayload():
 		b = append(span(append(b, ", and has been for "...), s.Age), ": data came or went then, as it does in that state"...)

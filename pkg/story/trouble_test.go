@@ -48,6 +48,15 @@ func TestTroubles(t *testing.T) {
 			[]string{"the peer has not answered our SYN", "at least 9.00s: the first SYN went then", "sent 3 more times", "ping -c 3 10.0.0.9"}, []string{"1B", "timer"}},
 		{"silent", event.StateEstablished, func(s *event.Sighting) { s.Unsent, s.Timeouts, s.Began, s.LastSegment = 500, 4, now-9e9, now-1e9 },
 			[]string{"at least 9.00s: no segment of the peer has come since"}, []string{"no segment has come or gone"}},
+		{"a download", event.StateEstablished, func(s *event.Sighting) {
+			s.BytesReceived, s.LastReceived, s.Began, s.LastSegment = 900, now-1e9, now-9e9, now-1e9
+		}, []string{"at least 9.00s: the peer acknowledged something then"}, []string{"no segment"}},
+		{"a download, by sock_diag", event.StateEstablished, func(s *event.Sighting) {
+			s.BytesReceived, s.LastReceived, s.LastSegment, s.Limited = 900, now-1e9, now-9e9, true
+		}, []string{"at least 9.00s: the peer acknowledged something then"}, []string{"no segment"}},
+		{"silent, by sock_diag", event.StateEstablished, func(s *event.Sighting) {
+			s.BytesSent, s.LastSent, s.LastSegment, s.Limited = 900, now-1e9, now-9e9, true
+		}, []string{"at least 9.00s: no segment of the peer has come since"}, []string{"come or gone"}},
 	} {
 		h := &host{c: census.New(now)}
 		h.socket(tt.state, "10.0.0.5:8080", "10.0.0.9:40001", tt.change, 20, shop)
