@@ -51,7 +51,8 @@ int BPF_PROG(st_request, struct sock *sk, struct request_sock *req)
 	struct sock_info *info;
 	struct event *e;
 
-	if (!may_tell(bpf_ktime_get_boot_ns()))
+	/* DCCP queues its own here (dccp_v4_conn_request, before 6.16) */
+	if (sk->sk_protocol != IPPROTO_TCP || !may_tell(bpf_ktime_get_boot_ns()))
 		return 0;
 	e = reserve_mini(skc, 0, WHAT(EVENT_REQUEST, TCP_LISTEN, TCP_NEW_SYN_RECV));
 	if (!e)
