@@ -436,6 +436,9 @@ func TestFirstReadByKernel(t *testing.T) {
 		os.Exit(0)
 	}
 	requireKernel(t)
+	if olderThan(kernelRelease(), 6, 1) {
+		t.Skip("5.10 locks up in its parser")
+	}
 	inSpace(t, func(s *space) {
 		c, a := s.pair(0)
 		parse(s.t, a)
