@@ -171,7 +171,7 @@ func TestStackOff(t *testing.T) {
 			}
 			uses := slices.ContainsFunc(instructions, func(i asm.Instruction) bool { return i.IsLoadFromMap() && uint64(i.Constant) == uint64(id) })
 			switch name := info.Name; name {
-			case "st_set_state", "st_state_again", "st_destroy_sock", "st_accept", "st_accept4", "st_graft", "st_graft_again":
+			case "st_set_state", "st_state_again", "st_destroy_sock", "st_dead_again", "st_accept", "st_accept4", "st_graft", "st_graft_again":
 				if uses != on {
 					t.Errorf("%s: stacks %v, used %v", name, on, uses)
 				}
