@@ -231,18 +231,13 @@ static __always_inline void read_addrs(struct event *e, struct sock *sk, struct 
  * Ports from inet_sport: skc_num is already zero at -> CLOSE, as inet_put_port
  * ran before the tracepoint. It leaves inet_sport, so at the birth of the next
  * connection of a socket, before a port is chosen (inet_hash_connect,
- * inet_csk_listen_start), that is the last one's. Without a branch, for which the
- * verifier would follow all that comes after once more.
+ * inet_csk_listen_start), that is the last one's.
  */
 static __always_inline void read_ports(struct event *e, struct sock *sk, struct tcp_sock *tp)
 {
-	__u32 from = e->old_state ^ TCP_CLOSE, to = e->new_state ^ TCP_CLOSE; /* 0: CLOSE; else less than 16 */
-	__u32 birth;
+	bool birth = e->old_state == TCP_CLOSE && e->new_state != TCP_CLOSE;
 
-	barrier_var(from);
-	barrier_var(to);
-	birth = (from - 1) & -to; /* below zero or not */
-	e->lport = tp ? bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport) & ~((__s32)birth >> 31) : 0;
+	e->lport = tp && !birth ? bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport) : 0;
 	if (!e->lport)
 		e->lport = sk->__sk_common.skc_num;
 	e->rport = bpf_ntohs(sk->__sk_common.skc_dport);
