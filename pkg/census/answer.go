@@ -23,10 +23,8 @@ func (c *Census) Answering(addr netip.AddrPort, local func(*Socket) bool) (list 
 		}
 		spaces[s.Netns] = append(spaces[s.Netns], s)
 	}
-	called := &Socket{}
-	called.Local = addr
 	for _, netns := range order {
-		found := match(called, spaces[netns])
+		found := match(nil, addr.Addr(), spaces[netns])
 		if len(found) > 0 && found[0].Local.Addr() != addr.Addr() && local(found[0]) {
 			list = append(list, found...)
 		}

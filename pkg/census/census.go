@@ -42,6 +42,9 @@ type Socket struct {
 	// Listeners are those that the connection may have come through, and for one
 	// that was not accepted, in whose queue it waits: several with SO_REUSEPORT.
 	Listeners []*Socket
+	// Called are the listeners that one in SYN_SENT calls, where its peer is this host
+	// itself, in the same network namespace: several with SO_REUSEPORT.
+	Called []*Socket
 	// Requests counts the half-open connections of a listener that shares its port
 	// with none.
 	Requests int
@@ -276,7 +279,10 @@ func (c *Census) Complete(history History) {
 		if conns[i] != nil {
 			restore(&s.Event, conns[i])
 		}
-		s.Listeners = match(s, listeners[endpoint{s.Netns, s.Local.Port()}])
+		s.Listeners = match(s, s.Local.Addr(), listeners[endpoint{s.Netns, s.Local.Port()}])
+		if s.New == event.StateSynSent && s.callsItself() {
+			s.Called = match(s, s.Peer.Addr(), listeners[endpoint{s.Netns, s.Peer.Port()}])
+		}
 	}
 	roles := newRoles(c.Sockets)
 	for i, s := range c.Sockets {
@@ -324,18 +330,24 @@ func restore(e *event.Event, c *lifecycle.Conn) {
 	e.Owner, e.OwnerSource = c.Owner.Task, c.Owner.Source
 }
 
-// match returns the listeners on the socket's own address, or those on any: for
-// IPv4 before those for both families (compute_score in net/ipv4/inet_hashtables.c).
-func match(s *Socket, listeners []*Socket) []*Socket {
+// callsItself reports whether the peer's address is one of this host: loopback, or
+// our own, which the kernel chooses towards itself (fib_lookup in the table local).
+func (s *Socket) callsItself() bool {
+	return s.Peer.Addr().IsLoopback() || s.Peer.Addr() == s.Local.Addr()
+}
+
+// match returns the listeners on an address, or those on any: for IPv4 before those
+// for both families (compute_score in net/ipv4/inet_hashtables.c). None is s itself.
+func match(s *Socket, addr netip.Addr, listeners []*Socket) []*Socket {
 	var exact, four, any []*Socket
 	for _, l := range listeners {
-		switch addr := l.Local.Addr(); {
+		switch on := l.Local.Addr(); {
 		case l == s:
-		case addr == s.Local.Addr():
+		case on == addr:
 			exact = append(exact, l)
-		case addr == netip.IPv4Unspecified() && s.Local.Addr().Is4():
+		case on == netip.IPv4Unspecified() && addr.Is4():
 			four = append(four, l)
-		case addr == netip.IPv6Unspecified():
+		case on == netip.IPv6Unspecified():
 			any = append(any, l)
 		}
 	}

@@ -17,27 +17,38 @@ func (t *Teller) queue(s *census.Socket) []byte {
 	b := []byte("No process has accepted it. ")
 	for _, l := range s.Listeners {
 		b = render.AppendAddr(append(b, "It waits in the queue of the listener "...), l.Local)
-		waiting, limit := l.Queue()
-		b = strconv.AppendInt(append(b, ", which has "...), waiting, 10)
-		b = strconv.AppendInt(append(b, " of at most "...), limit, 10)
-		for i := range l.Holders {
-			if i == 0 {
-				b = append(b, " and belongs to "...)
-			} else {
-				b = append(b, ", "...)
-			}
-			b = t.who(append(render.AppendTask(b, &l.Holders[i].Task), ": "...), l.Holders[i].Task)
-		}
-		b = append(b, ". "...)
-		if waiting >= limit {
-			b = append(b, full...)
+		b = t.queueOf(append(b, ", which"...), l)
+		if full(l) {
+			b = append(b, meansFull...)
 		}
 	}
 	return b
 }
 
-// full is what a full queue means (tcp_conn_request, tcp_v4_syn_recv_sock and tcp_check_req in net/ipv4).
-const full = "The queue is full: until the process calls accept(), the kernel drops new SYNs, and clients send them again from SYN_SENT. Handshakes under way stay in SYN_RECV, or are reset with net.ipv4.tcp_abort_on_overflow. "
+// queueOf says how long the queue of a listener is, and whose.
+func (t *Teller) queueOf(b []byte, l *census.Socket) []byte {
+	waiting, limit := l.Queue()
+	b = strconv.AppendInt(append(b, " has "...), waiting, 10)
+	b = strconv.AppendInt(append(b, " of at most "...), limit, 10)
+	for i := range l.Holders {
+		if i == 0 {
+			b = append(b, " and belongs to "...)
+		} else {
+			b = append(b, ", "...)
+		}
+		b = t.who(append(render.AppendTask(b, &l.Holders[i].Task), ": "...), l.Holders[i].Task)
+	}
+	return append(b, ". "...)
+}
+
+// full reports whether the queue of a listener takes no more.
+func full(l *census.Socket) bool {
+	waiting, limit := l.Queue()
+	return waiting >= limit
+}
+
+// meansFull is what a full queue means (tcp_conn_request, tcp_v4_syn_recv_sock and tcp_check_req in net/ipv4).
+const meansFull = "The queue is full: until the process calls accept(), the kernel drops new SYNs, and clients send them again from SYN_SENT. Handshakes under way stay in SYN_RECV, or are reset with net.ipv4.tcp_abort_on_overflow. "
 
 func (t *Teller) listener(s *census.Socket) []byte {
 	waiting, limit := s.Queue()
@@ -50,8 +61,8 @@ func (t *Teller) listener(s *census.Socket) []byte {
 	}
 	b = append(many(b, int(waiting), " connection waits", " connections wait"), " in its queue, "...)
 	b = append(strconv.AppendInt(b, limit, 10), " may. "...)
-	if waiting >= limit {
-		b = append(append(b, full...), "The process accepts too slowly, or not at all. "...)
+	if full(s) {
+		b = append(append(b, meansFull...), "The process accepts too slowly, or not at all. "...)
 	}
 	if s.Requests == 0 {
 		return b

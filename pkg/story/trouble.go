@@ -3,6 +3,7 @@
 package story
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/stated-tcp/stated/pkg/census"
@@ -92,9 +93,26 @@ func (t *Teller) calledInVain(b []byte, s *census.Socket) []byte {
 	} else {
 		text = append(text, "times"...)
 	}
+	room := func(l *census.Socket) bool { return !full(l) }
+	if len(s.Called) > 0 && !slices.ContainsFunc(s.Called, room) {
+		return t.queueFull(paragraph(b, append(text, ", and nothing came back: the listener is here, and drops our SYN."...)), s.Called[0])
+	}
 	text = append(text, ", and nothing came back, not even a refusal: the peer's host or the way there is gone, something drops what we send, or its accept queue is full. "+
 		"The kernel gives up after two minutes by default (net.ipv4.tcp_syn_retries), unless the process does before."...)
 	return t.reachable(paragraph(b, text), s)
+}
+
+// queueFull tells of the listener that drops a SYN of this host.
+func (t *Teller) queueFull(b []byte, l *census.Socket) []byte {
+	b = paragraph(b, append(t.queueOf(render.AppendAddr([]byte("The queue of the listener "), l.Local), l), meansFull...))
+	if len(l.Holders) == 0 {
+		return b
+	}
+	h := &l.Holders[0]
+	b = paragraph(b, []byte("Next: look at the process of the listener, and what its threads do:"))
+	b = strconv.AppendUint(append(b, "  stated explain "...), uint64(h.PID), 10)
+	b = strconv.AppendInt(append(b, '/'), int64(h.FDs[0]), 10)
+	return t.halted(append(b, '\n', '\n'), l)
 }
 
 func (t *Teller) reachable(b []byte, s *census.Socket) []byte {

@@ -107,3 +107,34 @@ func TestTroubledProcess(t *testing.T) {
 		}
 	}
 }
+
+// TestCalledInVain: a listener of this host that drops our SYN is named, and one that
+// may be another host's is not.
+func TestCalledInVain(t *testing.T) {
+	const here, away = "the listener is here, and drops our SYN", "ping -c 3"
+	full := func(s *event.Sighting) { s.Unread, s.Unsent = 3, 2 }
+	room := func(s *event.Sighting) { s.Unread, s.Unsent = 2, 2 }
+	for _, tt := range []struct {
+		name, listener, local, peer string
+		queue                       func(*event.Sighting)
+		says, not                   string
+	}{
+		{"loopback", "127.0.0.1:80", "127.0.0.1:40001", "127.0.0.1:80", full, here, away},
+		{"any address", "[::]:80", "10.0.0.5:40001", "10.0.0.5:80", full, here, away},
+		{"room", "127.0.0.1:80", "127.0.0.1:40001", "127.0.0.1:80", room, away, here},
+		{"another port", "127.0.0.1:81", "127.0.0.1:40001", "127.0.0.1:80", full, away, here},
+		{"another host", "0.0.0.0:80", "10.0.0.5:40001", "10.0.0.9:80", full, away, here},
+	} {
+		h := &host{c: census.New(now)}
+		h.socket(event.StateListen, tt.listener, "0.0.0.0:0", tt.queue, 3, shop)
+		h.socket(event.StateSynSent, tt.local, tt.peer, func(s *event.Sighting) { s.Timeouts = 3 }, 20, shop)
+		h.c.Complete(nil)
+		text := oneLine(teller().Socket(nil, h.c.Sockets[1]))
+		if !strings.Contains(text, tt.says) || strings.Contains(text, tt.not) {
+			t.Errorf("%s: %s", tt.name, text)
+		}
+		if told := strings.Contains(text, "has 3 of at most 3 and belongs to java[4242]") && strings.Contains(text, "stated explain 4242/3"); told != (tt.says == here) {
+			t.Errorf("%s: the listener: %s", tt.name, text)
+		}
+	}
+}
