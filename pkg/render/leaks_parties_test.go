@@ -4,6 +4,7 @@ package render
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/stated-tcp/stated/pkg/census"
@@ -64,5 +65,16 @@ func TestPartiesGolden(t *testing.T) {
 	} {
 		golden(t, name+".text", render(Options{}, func(w *Writer) { w.Leaks(l) }))
 		golden(t, name+".json", render(Options{Format: FormatJSON}, func(w *Writer) { w.Leaks(l) }))
+	}
+}
+
+// TestCloseOfShared: closing what several processes hold in one of them ends nothing.
+func TestCloseOfShared(t *testing.T) {
+	text := render(Options{}, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) })
+	for group := range strings.SplitSeq(text, "\n\n") {
+		shared := strings.Contains(group, "[7], java[4242]: ")
+		if says := strings.Contains(group, "only when each of the 2 processes that hold it has closed it"); says != shared {
+			t.Errorf("%v, want %v:\n%s", says, shared, group)
+		}
 	}
 }

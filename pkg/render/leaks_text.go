@@ -417,6 +417,10 @@ func (r *Writer) textAdvice(l *Leaks, g *leak.Group, p *parties) {
 	b = appendInt(b, int64(h.PID))
 	b = appendInt(append(b, " -batch -ex 'call (int)close("...), int64(h.FDs[0]))
 	r.lineOf(8, styleDim, append(b, ")'"...))
+	if n := len(f.Holders); n > 1 {
+		b = appendInt(append(r.line[:0], "it ends only when each of the "...), int64(n))
+		r.lineOf(8, styleDim, append(b, " processes that hold it has closed it"...))
+	}
 	if f.New != event.StateClose {
 		r.lineOf(8, styleDim, append(r.line[:0], "ss -K ends the connection, but the descriptor stays open: it only hides the leak"...))
 	}
