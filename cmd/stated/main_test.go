@@ -235,7 +235,7 @@ func TestReplayOfACutRecording(t *testing.T) {
 // are of all.
 func TestSummaryOfFiltered(t *testing.T) {
 	const path, events, rest = "testdata/traffic.rec", "241 events", "; 0 lost by the kernel\nconnections: 0 still open"
-	if _, stderr, _ := runStated(t, "replay", path); !strings.HasPrefix(stderr, events+rest+"; ended: ") || !strings.Contains(stderr, "; of those that ended, 10 in TIME_WAIT") {
+	if _, stderr, _ := runStated(t, "replay", path); !strings.HasPrefix(stderr, events+rest+"; ended: ") || !strings.Contains(stderr, "; not gone yet: 10 in TIME_WAIT") {
 		t.Errorf("without a filter:\n%s", stderr)
 	}
 	if _, stderr, _ := runStated(t, "replay", "--comm", "nosuch", path); stderr != events+", those that the filter hides included"+rest+"\n" {
@@ -326,7 +326,7 @@ func TestCommand(t *testing.T) {
 	if n := strings.Count(stdout, "\n"); n != 1 {
 		t.Errorf("%d connections, want the one of bash:\n%s", n, stdout)
 	}
-	if !regexp.MustCompile(`connections: 0 still open; ended: 1 [a-z ]+(; of those that ended, 1 [a-zA-Z0-9_ ]+)?\n`).MatchString(stderr) {
+	if !regexp.MustCompile(`connections: 0 still open; ended: 1 [a-z ]+(; not gone yet: 1 [a-zA-Z0-9_ ]+)?\n`).MatchString(stderr) {
 		t.Errorf("the summary counts others:\n%s", stderr)
 	}
 	var record map[string]any

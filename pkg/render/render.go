@@ -325,8 +325,8 @@ func Summary(w io.Writer, s lifecycle.Stats, filtered bool, slow *Slow) {
 	io.WriteString(w, b.String()) // stderr: nobody to tell when it fails
 }
 
-// summarizeEnds counts connections: those that are open, and those that ended, of which
-// some still leave something behind.
+// summarizeEnds counts connections: those that are open, those that ended, and those
+// that left something behind, which may have ended before stated began.
 func summarizeEnds(b *strings.Builder, s *lifecycle.Stats) {
 	fmt.Fprintf(b, "\nconnections: %d still open", s.Open)
 	between := "; ended: "
@@ -336,9 +336,9 @@ func summarizeEnds(b *strings.Builder, s *lifecycle.Stats) {
 			between = ", "
 		}
 	}
-	between = "; of those that ended, "
+	between = "; not gone yet: "
 	if s.Held > 0 {
-		fmt.Fprintf(b, "%s%d not closed by their process yet", between, s.Held)
+		fmt.Fprintf(b, "%s%d ended but not closed by their process", between, s.Held)
 		between = ", "
 	}
 	if s.Lingering > 0 {

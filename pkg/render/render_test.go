@@ -323,8 +323,8 @@ func TestSummary(t *testing.T) {
 	s := lifecycle.Stats{Events: 53, Open: 2, Held: 1, Lingering: 3}
 	s.Outcomes[lifecycle.OutcomeTimedOut], s.Outcomes[lifecycle.OutcomeClosed], s.Outcomes[lifecycle.OutcomeOpen] = 1, 4, 9
 	for filtered, want := range map[bool]string{
-		false: "53 events; 0 lost by the kernel\nconnections: 2 still open; ended: 4 closed, 1 timed out; of those that ended, 1 not closed by their process yet, 3 in TIME_WAIT or FIN_WAIT2 without a process\n",
-		true:  "53 events, those that the filter hides included; 0 lost by the kernel\nconnections: 2 still open; ended: 4 closed, 1 timed out; of those that ended, 1 not closed by their process yet, 3 in TIME_WAIT or FIN_WAIT2 without a process\n",
+		false: "53 events; 0 lost by the kernel\nconnections: 2 still open; ended: 4 closed, 1 timed out; not gone yet: 1 ended but not closed by their process, 3 in TIME_WAIT or FIN_WAIT2 without a process\n",
+		true:  "53 events, those that the filter hides included; 0 lost by the kernel\nconnections: 2 still open; ended: 4 closed, 1 timed out; not gone yet: 1 ended but not closed by their process, 3 in TIME_WAIT or FIN_WAIT2 without a process\n",
 	} {
 		var b strings.Builder
 		Summary(&b, s, filtered, &Slow{})
