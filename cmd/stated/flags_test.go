@@ -56,3 +56,28 @@ func TestLacking(t *testing.T) {
 		}
 	}
 }
+
+// TestBlind: trace says that it will not see who accepts a connection, once.
+func TestBlind(t *testing.T) {
+	row := func(tier probe.Tier, name string, err error) probe.HookStatus {
+		return probe.HookStatus{Hook: probe.Hook{Tier: tier, Name: name, Without: "owners come late"}, Err: err}
+	}
+	unmounted := errors.New("no tracefs\nas was tried")
+	accept := row(probe.TierCauses, "tracepoint syscalls/sys_exit_accept", unmounted)
+	accept4 := row(probe.TierCauses, "tracepoint syscalls/sys_exit_accept4", unmounted)
+	unused := accept
+	unused.Unused = true
+	for _, tt := range []struct {
+		hooks []probe.HookStatus
+		want  string
+	}{
+		{[]probe.HookStatus{row(probe.TierCore, "tp_btf", nil), row(probe.TierTrampolines, "fentry", unmounted)}, ""},
+		{[]probe.HookStatus{row(probe.TierCore, "tp_btf", nil), accept4, accept}, "owners come late: no tracefs"},
+		{[]probe.HookStatus{accept4, accept, row(probe.TierCore, "tp_btf", unmounted)}, "states and addresses only: no tracefs"},
+		{[]probe.HookStatus{unused}, ""},
+	} {
+		if got := strings.Join(blind(tt.hooks), "; "); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}

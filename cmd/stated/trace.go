@@ -167,10 +167,8 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	loop.Consumer = trace
 	loop.Table = lifecycle.New(trace, options)
 	trace.Table = loop.Table
-	for _, h := range p.Hooks() {
-		if h.Err != nil && h.Tier == probe.TierCore {
-			fmt.Fprintf(cmd.ErrOrStderr(), "stated: states and addresses only: %s (see 'stated check')\n", firstLine(h.Err))
-		}
+	for _, text := range blind(p.Hooks()) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "stated: %s (see 'stated check')\n", text)
 	}
 	if l.span > 0 {
 		ctx, cancel = context.WithTimeout(ctx, l.span)
@@ -310,6 +308,21 @@ func damaged(d recording.Damage) error {
 		return nil
 	}
 	return fmt.Errorf("the recording is damaged: %s", strings.Join(parts, "; "))
+}
+
+// blind is what makes owners less known than this kernel allows, and why. That
+// trampolines are refused is no such: 'stated check' is for what a kernel lacks.
+func blind(hooks []probe.HookStatus) (texts []string) {
+	for _, h := range lacking(hooks) {
+		switch {
+		case h.Tier == probe.TierCore:
+			return []string{"states and addresses only: " + firstLine(h.Err)}
+		case h.Unused || !strings.HasPrefix(h.Name, "tracepoint syscalls/"):
+		case len(texts) == 0: // accept() and accept4() fail alike
+			texts = []string{h.Without + ": " + firstLine(h.Err)}
+		}
+	}
+	return texts
 }
 
 // tableOptions is what the table must know of the probe's blind spots.

@@ -118,7 +118,7 @@ var withoutGraft = []Hook{
 		Name: "tracepoint syscalls/sys_exit_accept4", Program: bpfProgStAccept4, Tier: TierCauses, insteadOf: bpfProgStGraft,
 		Buys:       "the process that accepted a connection",
 		Without:    "an accepted connection has the listener's owner until its process reads from it or closes it",
-		Needs:      "tracefs at /sys/kernel/tracing and CONFIG_FTRACE_SYSCALLS",
+		Needs:      "tracefs at /sys/kernel/tracing, which 'ip netns exec' hides, and CONFIG_FTRACE_SYSCALLS",
 		Costs:      "some 30 ns in each system call of each process of the host, whether it accepts or not",
 		tracepoint: [2]string{"syscalls", "sys_exit_accept4"},
 	},
@@ -126,7 +126,7 @@ var withoutGraft = []Hook{
 		Name: "tracepoint syscalls/sys_exit_accept", Program: bpfProgStAccept, Tier: TierCauses, insteadOf: bpfProgStGraft,
 		Buys:       "the same for programs that call accept()",
 		Without:    "an accepted connection has the listener's owner until its process reads from it or closes it",
-		Needs:      "tracefs at /sys/kernel/tracing and CONFIG_FTRACE_SYSCALLS",
+		Needs:      "tracefs at /sys/kernel/tracing, which 'ip netns exec' hides, and CONFIG_FTRACE_SYSCALLS",
 		tracepoint: [2]string{"syscalls", "sys_exit_accept"},
 	},
 	{
