@@ -93,6 +93,10 @@ func (t *Table) found(c *Conn, e *event.Event) *Conn {
 		c.Role = RoleListener
 	case event.StateSynSent:
 		c.Role = RoleClient
+	default:
+		if e.Flags&(event.FlagNoSocket|event.FlagDead|event.FlagMini|event.FlagMPTCP) == event.FlagNoSocket {
+			c.Role = RoleServer // it waits for accept()
+		}
 	}
 	c.State = e.New
 	t.touch(c, e.Time)
