@@ -91,6 +91,16 @@ func tally(ctx context.Context, path string, minAge int64) (*tallied, error) {
 	t := &tallied{Tally: leak.NewTally(minAge), header: rec.Header()}
 	h := &t.header
 	table := lifecycle.New(t, lifecycle.Options{NoDestroy: h.NoDestroy, NoResets: h.NoResets, SeesTimeWait: h.SeesTimeWait})
+	want, err := wanted(path, h)
+	if err != nil {
+		return nil, err
+	}
+	t.Want = func(c *lifecycle.Conn) bool {
+		if c.End == 0 {
+			return want.Unfinished(c, table.Now())
+		}
+		return want.Finished(c)
+	}
 	if err := (&agent.Loop{Source: rec, Table: table, Consumer: t}).Run(ctx); err != nil {
 		return nil, fmt.Errorf("replay %s: %w", path, err)
 	}

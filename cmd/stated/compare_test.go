@@ -18,8 +18,13 @@ import (
 // server were closed by the peer, and the first of them never by us.
 func recordLeaks(t *testing.T, name string, pid uint32, n, leaked int) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
-	w, err := recording.Create(path, recording.Header{Host: "web1", RunID: name})
+	return recordLeaksOf(t, recording.Header{Host: "web1", RunID: name}, pid, n, leaked)
+}
+
+func recordLeaksOf(t *testing.T, h recording.Header, pid uint32, n, leaked int) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), h.RunID)
+	w, err := recording.Create(path, h)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,5 +124,21 @@ func TestCompare(t *testing.T) {
 	}
 	if out, _, _ := runStated(t, "leaks", "--compare", torn, good); !strings.Contains(out, "first recording is not complete") {
 		t.Errorf("a damaged recording was taken for whole:\n%s", out)
+	}
+}
+
+// TestCompareWanted: what the recording was not asked for, and has all the same,
+// leaks in neither.
+func TestCompareWanted(t *testing.T) {
+	for want, leaks := range map[string]bool{`{"pids":[10]}`: true, `{"pids":[11]}`: false, `{"states":"LISTEN"}`: false, "": true} {
+		h := recording.Header{RunID: "bad", Filter: json.RawMessage(want)}
+		if want == "" {
+			h.Filter = nil
+		}
+		bad := recordLeaksOf(t, h, 10, 100, 40)
+		out, stderr, code := runStated(t, "leaks", "--compare", bad, bad)
+		if told := strings.Contains(out, "shop"); told != leaks || (code == 4) != leaks {
+			t.Errorf("%s: exit code %d: %s%s", want, code, out, stderr)
+		}
 	}
 }

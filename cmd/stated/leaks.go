@@ -68,7 +68,8 @@ growth is known. --watch goes on until Ctrl-C.
 
 --compare takes two recordings ('stated record'), before and after a fix, and
 says of each program and service which share of its connections leaked in each,
-and whether that is fixed, better, the same, or worse. It needs no privilege.
+and whether that is fixed, better, the same, or worse. The conditions of each
+recording hold. It needs no privilege.
 
 Exit code 4 when more than --max sockets are leaked (in the second recording),
 0 when not: fit for a health check, or to prove a fix.`,

@@ -274,11 +274,8 @@ func replay(cmd *cobra.Command, path string, want *filter.Filter, o *outputFlags
 	if err != nil {
 		return err
 	}
-	if h.Filter != nil {
-		want.Also = new(filter.Filter)
-		if err := json.Unmarshal(h.Filter, want.Also); err != nil {
-			return fmt.Errorf("%s: which connections were wanted: %w", path, err)
-		}
+	if want.Also, err = wanted(path, &h); err != nil {
+		return err
 	}
 	who := agent.NewProcesses(proc.New(proc.Options{Recorded: true}), nil)
 	opts.Processes = who.Of
@@ -289,6 +286,18 @@ func replay(cmd *cobra.Command, path string, want *filter.Filter, o *outputFlags
 	stats, filtered := trace.Stats()
 	render.Summary(cmd.ErrOrStderr(), stats, filtered, &trace.Slow)
 	return errors.Join(err, damaged(rec.Damage()))
+}
+
+// wanted is which connections a recording was made of; nil all.
+func wanted(path string, h *recording.Header) (*filter.Filter, error) {
+	if h.Filter == nil {
+		return nil, nil
+	}
+	f := new(filter.Filter)
+	if err := json.Unmarshal(h.Filter, f); err != nil {
+		return nil, fmt.Errorf("%s: which connections were wanted: %w", path, err)
+	}
+	return f, nil
 }
 
 // damaged says what a recording has lost, nil for nothing.

@@ -34,6 +34,7 @@ type Count struct {
 type Tally struct {
 	MinAge int64 // nanoseconds
 	Lines  map[Line]*Count
+	Want   func(*lifecycle.Conn) bool // which connections count; nil: all
 
 	begin, end int64
 	listeners  map[endpoint]bool
@@ -101,7 +102,7 @@ func (t *Tally) Transition(c *lifecycle.Conn, _ *event.Event) {
 
 // Finished implements lifecycle.Observer.
 func (t *Tally) Finished(c *lifecycle.Conn) {
-	if !connected(c) {
+	if !t.counts(c) {
 		return
 	}
 	n := t.line(c)
@@ -120,7 +121,7 @@ func (t *Tally) Finished(c *lifecycle.Conn) {
 func (t *Tally) End(table *lifecycle.Table) {
 	t.settle()
 	table.All(func(c *lifecycle.Conn) {
-		if !connected(c) {
+		if !t.counts(c) {
 			return
 		}
 		stuck, old := t.stuck(c, t.end)
@@ -171,6 +172,8 @@ func (t *Tally) stuck(c *lifecycle.Conn, now int64) (stuck, old bool) {
 	}
 	return false, false
 }
+
+func (t *Tally) counts(c *lifecycle.Conn) bool { return connected(c) && (t.Want == nil || t.Want(c)) }
 
 // connected reports whether the connection was ever open.
 func connected(c *lifecycle.Conn) bool {
