@@ -90,15 +90,13 @@ func appendHolders(b []byte, s *census.Socket) []byte {
 		} else {
 			b = append(b, "not accepted"...)
 		}
-		for i, l := range s.Listeners {
-			for j, h := range l.Holders {
-				if i == 0 && j == 0 {
-					b = append(b, ", listener "...)
-				} else {
-					b = append(b, ", "...)
-				}
-				b = AppendTask(b, &h.Task)
+		for i, task := range s.Owners() {
+			if i == 0 {
+				b = append(b, ", listener "...)
+			} else {
+				b = append(b, ", "...)
 			}
+			b = AppendTask(b, &task)
 		}
 		return b
 	case s.Orphan():

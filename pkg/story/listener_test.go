@@ -38,6 +38,11 @@ func TestHalfOpen(t *testing.T) {
 			h.socket(event.StateListen, "0.0.0.0:80", "0.0.0.0:0", nil, 3, shop)
 			h.socket(event.StateListen, "0.0.0.0:80", "0.0.0.0:0", nil, 3, event.Task{PID: 5, Comm: event.MakeComm("perl")})
 		}, "its listener is that of one of java[4242]", "  half-open, listener java[4242], perl[5]\n", `"stated.socket.holders":[]`},
+		{"several, held by the same", func(h *host) {
+			perl := event.Task{PID: 5000, Comm: event.MakeComm("perl")}
+			h.socket(event.StateListen, "0.0.0.0:80", "0.0.0.0:0", nil, 3, shop, perl)
+			h.socket(event.StateListen, "0.0.0.0:80", "0.0.0.0:0", nil, 4, shop, perl)
+		}, "its listener is that of one of java[4242]", "  half-open, listener java[4242], perl[5000]\n", `"stated.socket.holders":[]`},
 	} {
 		h := &host{c: census.New(now)}
 		tt.change(h)
