@@ -143,6 +143,9 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 	if err := agent.DropPrivileges(); err != nil {
 		log.Warn("privileges that are not needed any more cannot be dropped", "error", err)
 	}
+	if err := probe.InnerPIDs(); err != nil {
+		log.Warn("the records have numbers of processes that are not those of /proc here", "why", err)
+	}
 	host := thisHost()
 	d, err := agent.StartDaemon(cfg, host, want, log)
 	if err != nil {

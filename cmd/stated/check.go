@@ -35,6 +35,9 @@ It exits with 0 if stated can work, and with 3 if it cannot.`,
 			for _, tier := range []probe.Tier{probe.TierCore, probe.TierCauses, probe.TierScan, probe.TierTrampolines} {
 				showTier(out, tier, p.Hooks())
 			}
+			if err := probe.InnerPIDs(); err != nil {
+				fmt.Fprintln(out, err)
+			}
 			verdict := "stated can work here"
 			if p.Partial() {
 				verdict = "stated can work here: changes with states and addresses only, snapshots by sock_diag"

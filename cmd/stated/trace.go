@@ -121,6 +121,9 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	if l.span < 0 {
 		return usagef("--for %v: a time cannot be negative", l.span)
 	}
+	if err := numbered(cmd, len(command) > 0 || len(want.PIDs) > 0); err != nil {
+		return err
+	}
 	host := thisHost()
 	trace := &agent.Trace{Filter: want, Existing: existing}
 	who := agent.NewProcesses(proc.New(proc.Options{Cmdline: o != nil && o.cmdline}), nil)
@@ -317,6 +320,20 @@ func damaged(d recording.Damage) error {
 		return nil
 	}
 	return fmt.Errorf("the recording is damaged: %s", strings.Join(parts, "; "))
+}
+
+// numbered says where processes have other numbers in what is shown than here, and
+// refuses where the kernel is to follow some by their number here.
+func numbered(cmd *cobra.Command, byPID bool) error {
+	err := probe.InnerPIDs()
+	switch {
+	case err == nil:
+		return nil
+	case byPID:
+		return &probe.UnusableError{Reason: "neither --pid nor a command can be followed: " + err.Error(), Err: err}
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "stated: %v, which are shown\n", err)
+	return nil
 }
 
 // blind is what makes owners less known than this kernel allows, and why. That

@@ -39,6 +39,9 @@ type Inspector struct {
 // OpenInspector makes an Inspector that stands alone. The error is an
 // *UnusableError where the privileges stand in the way.
 func OpenInspector() (*Inspector, error) {
+	if err := InnerPIDs(); err != nil {
+		return limitedInspector(err, nil, new(guard)), nil
+	}
 	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("raise RLIMIT_MEMLOCK: %w", err)
 	}
@@ -85,6 +88,9 @@ func openIterators() (*Inspector, error) {
 func (p *Probe) Inspector() (*Inspector, error) {
 	if p.partial {
 		return limitedInspector(p.hooks[0].Err, p.names, &p.guard), nil
+	}
+	if err := InnerPIDs(); err != nil {
+		return limitedInspector(err, nil, &p.guard), nil
 	}
 	i, err := newInspector(p.spec, p.maps, p.finder)
 	if err != nil {
