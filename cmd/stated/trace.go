@@ -68,9 +68,9 @@ With a command, trace runs it, follows it and its children alone, and ends
 with its exit code. --for then ends what is shown, not the command, which trace
 waits for.
 
-Marks: ~ inferred, ≥ at least (it began before stated), ? after a process: it
-has the descriptor or owns the listener, but was not seen to get the
-connection; … it goes on.`,
+Marks: → we called, ← they called, ↔ both at once, or not known; ~ inferred,
+≥ at least (it began before stated), ? after a process: it has the descriptor or
+owns the listener, but was not seen to get the connection; … it goes on.`,
 		Example: `  sudo stated trace
   sudo stated trace --events --port 443
   sudo stated trace --state CLOSE_WAIT --min-duration 30s
