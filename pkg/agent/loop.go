@@ -100,22 +100,27 @@ func (l *Loop) Run(ctx context.Context) error {
 func (l *Loop) run(ctx context.Context) error {
 	var e event.Event
 	var lastClock, until int64 // until: when ctx was done
-	if l.Now != nil {
-		var err error
-		if lastClock, err = l.clock(); err != nil {
-			return err
-		}
-	}
+	told := l.boot()           // when idle, the source has told all of before
+	idle := true
 	for n := 0; ; n++ {
 		err := l.Source.Read(&e)
-		idle := errors.Is(err, event.ErrIdle)
+		began := idle // with this event
+		idle = errors.Is(err, event.ErrIdle)
 		switch {
 		case err == nil:
 			if until != 0 && e.Time > until {
 				return nil
 			}
+			if l.Now != nil && lastClock == 0 {
+				if lastClock, err = l.clock(e.Time); err != nil {
+					return err
+				}
+			}
 			if err := l.feed(&e); err != nil {
 				return err
+			}
+			if began {
+				told = l.boot()
 			}
 			if n%1024 != 0 {
 				continue
@@ -127,10 +132,18 @@ func (l *Loop) run(ctx context.Context) error {
 		}
 		if l.Now != nil {
 			l.rescan()
-			if boot, _ := l.Now(); l.Table.Pending() || boot-lastClock > clockEvery {
-				if lastClock, err = l.clock(); err != nil {
+			passed := told
+			if !idle {
+				passed = l.Table.Now()
+			}
+			boot := l.boot()
+			if idle && l.Table.Pending() || boot-lastClock > clockEvery {
+				if lastClock, err = l.clock(passed); err != nil {
 					return err
 				}
+			}
+			if idle {
+				told = boot
 			}
 		}
 		if err := l.Consumer.Idle(); err != nil {
@@ -150,9 +163,19 @@ func (l *Loop) run(ctx context.Context) error {
 	}
 }
 
-func (l *Loop) clock() (int64, error) {
+func (l *Loop) boot() (now int64) {
+	if l.Now != nil {
+		now, _ = l.Now()
+	}
+	return now
+}
+
+// clock lets time pass until then, and compares the wall clock. What happened later
+// may be in the source as yet: a table that is told a later time takes a RST that
+// comes behind for one that was not sent.
+func (l *Loop) clock(then int64) (int64, error) {
 	boot, wall := l.Now()
-	return boot, l.feed(&event.Event{Kind: event.KindClock, Time: boot, Wall: wall})
+	return boot, l.feed(&event.Event{Kind: event.KindClock, Time: then, Wall: wall - (boot - then)})
 }
 
 func (l *Loop) feed(e *event.Event) error {

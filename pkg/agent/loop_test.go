@@ -199,3 +199,68 @@ func TestFullDiskIsToldOnce(t *testing.T) {
 		t.Errorf("not told once: %v", err)
 	}
 }
+
+// TestClockBehindEvents: however late the events come, a cause that stands behind the
+// end in the stream counts: time passes with the stream.
+func TestClockBehindEvents(t *testing.T) {
+	const late = int64(3600e9)
+	now := late
+	trace := &Trace{Out: render.New(io.Discard, render.Options{}), Filter: &filter.Filter{}}
+	trace.Table = lifecycle.New(trace, lifecycle.Options{})
+	addr := netip.MustParseAddrPort("192.0.2.1:80")
+	source := &script{}
+	at := int64(1e9)
+	for i := range event.SocketID(2000) {
+		change := func(kind event.Kind, from, to event.State) {
+			at += 1000
+			source.events = append(source.events, event.Event{Kind: kind, Time: at, Socket: i + 1, Old: from, New: to, Local: addr, Peer: addr, Protocol: event.ProtoTCP, Flags: event.FlagTask})
+		}
+		change(event.KindState, event.StateClose, event.StateSynSent)
+		change(event.KindState, event.StateSynSent, event.StateEstablished)
+		change(event.KindState, event.StateEstablished, event.StateClose)
+		change(event.KindResetSent, event.StateClose, event.StateClose)
+		change(event.KindDestroy, event.StateClose, event.StateClose)
+	}
+	loop := &Loop{Source: source, Table: trace.Table, Consumer: trace, Now: func() (int64, int64) { now += 1000; return now, now }}
+	if err := loop.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if s, _ := trace.Stats(); s.Outcomes[lifecycle.OutcomeUnknown] != 0 {
+		t.Errorf("%d of 2000 ended unknown", s.Outcomes[lifecycle.OutcomeUnknown])
+	}
+}
+
+// TestClockBehindIdle: what happened while the source said that there is nothing, and
+// before the clock was read, has its causes still to come.
+func TestClockBehindIdle(t *testing.T) {
+	now := int64(1e9)
+	trace := &Trace{Out: render.New(io.Discard, render.Options{}), Filter: &filter.Filter{}}
+	trace.Table = lifecycle.New(trace, lifecycle.Options{})
+	addr := netip.MustParseAddrPort("192.0.2.1:80")
+	change := func(kind event.Kind, at int64, from, to event.State) event.Event {
+		return event.Event{Kind: kind, Time: at, Socket: 1, Old: from, New: to, Local: addr, Peer: addr, Protocol: event.ProtoTCP, Flags: event.FlagTask}
+	}
+	source := &script{events: []event.Event{
+		change(event.KindState, 1e9+1e6, event.StateClose, event.StateSynSent),
+		change(event.KindState, 1e9+2e6, event.StateSynSent, event.StateEstablished),
+		change(event.KindState, 1e9+3e6, event.StateEstablished, event.StateClose),
+		{}, // the other CPU made the next one 17 ms ago
+		change(event.KindResetSent, 1e9+4e6, event.StateClose, event.StateClose),
+		{}, {}, {},
+	}}
+	loop := &Loop{Source: source, Table: trace.Table, Consumer: trace, Now: func() (int64, int64) { return now, now }}
+	finished := 0
+	source.at = func(*event.Event) {
+		now += 20e6
+		if s, _ := trace.Stats(); s.Outcomes[lifecycle.OutcomeUnknown] > 0 {
+			t.Error("it ended unknown")
+		}
+		finished = int(trace.Table.Stats().Outcomes[lifecycle.OutcomeResetLinger])
+	}
+	if err := loop.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if s, _ := trace.Stats(); s.Outcomes[lifecycle.OutcomeUnknown] != 0 || finished == 0 {
+		t.Errorf("%v, told while idle: %d", s.Outcomes, finished)
+	}
+}
