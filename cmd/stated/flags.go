@@ -144,8 +144,16 @@ func netnsInode(s string) (uint32, error) {
 	if !strings.Contains(s, "/") {
 		s = filepath.Join("/run/netns", s)
 	}
+	fd, err := unix.Open(s, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: s, Err: err}
+	}
+	defer unix.Close(fd)
+	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
+		return 0, fmt.Errorf("%s is no network namespace", s)
+	}
 	var st unix.Stat_t
-	if err := unix.Stat(s, &st); err != nil {
+	if err := unix.Fstat(fd, &st); err != nil {
 		return 0, &os.PathError{Op: "stat", Path: s, Err: err}
 	}
 	return uint32(st.Ino), nil

@@ -81,3 +81,16 @@ func TestBlind(t *testing.T) {
 		}
 	}
 }
+
+// TestNetnsPath: a file that is no namespace has an inode, too, in which nothing is.
+func TestNetnsPath(t *testing.T) {
+	for path, want := range map[string]string{
+		"/proc/self/ns/net": "", "/proc/self/ns/uts": "is no network namespace", t.TempDir(): "is no network namespace",
+		"/proc/self/ns/not": "no such file", "4026531840": "",
+	} {
+		n, err := netnsInode(path)
+		if want == "" && (err != nil || n == 0) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %d, %v", path, n, err)
+		}
+	}
+}
