@@ -72,7 +72,7 @@ func TestBlind(t *testing.T) {
 		want  string
 	}{
 		{[]probe.HookStatus{row(probe.TierCore, "tp_btf", nil), row(probe.TierTrampolines, "fentry", unmounted)}, ""},
-		{[]probe.HookStatus{row(probe.TierCore, "tp_btf", nil), accept4, accept}, "owners come late: no tracefs"},
+		{[]probe.HookStatus{row(probe.TierCore, "tp_btf", nil), accept4, accept}, "accept() is not seen: owners come late"},
 		{[]probe.HookStatus{accept4, accept, row(probe.TierCore, "tp_btf", unmounted)}, "states and addresses only: no tracefs"},
 		{[]probe.HookStatus{unused}, ""},
 	} {

@@ -336,7 +336,7 @@ func numbered(cmd *cobra.Command, byPID bool) error {
 	return nil
 }
 
-// blind is what makes owners less known than this kernel allows, and why. That
+// blind is what makes owners less known than this kernel allows. That
 // trampolines are refused is no such: 'stated check' is for what a kernel lacks.
 func blind(hooks []probe.HookStatus) (texts []string) {
 	for _, h := range lacking(hooks) {
@@ -345,7 +345,7 @@ func blind(hooks []probe.HookStatus) (texts []string) {
 			return []string{"states and addresses only: " + firstLine(h.Err)}
 		case h.Unused || !strings.HasPrefix(h.Name, "tracepoint syscalls/"):
 		case len(texts) == 0: // accept() and accept4() fail alike
-			texts = []string{h.Without + ": " + firstLine(h.Err)}
+			texts = []string{"accept() is not seen: " + h.Without}
 		}
 	}
 	return texts
