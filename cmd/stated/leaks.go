@@ -116,6 +116,9 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if err := l.live.check(); err != nil {
+		return err
+	}
 	grouping, known := groupings[l.by]
 	switch {
 	case !known:

@@ -107,6 +107,17 @@ prints the events as JSON.`,
 	return cmd
 }
 
+// check says what is wrong with the numbers.
+func (l *live) check() error {
+	if l.maxConns < 1 {
+		return usagef("--max-connections %d: a number of at least 1", l.maxConns)
+	}
+	if page := uint32(os.Getpagesize()); l.ring&(l.ring-1) != 0 || l.ring%page != 0 { // 0: the default
+		return usagef("--ring-bytes %d: a power of two, and at least %d", l.ring, page)
+	}
+	return nil
+}
+
 // run watches the kernel: open the probe, drive its events through the table to
 // the screen and the recording, say on stderr what was seen. o is nil where
 // nothing is shown.
@@ -115,8 +126,8 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	if err != nil {
 		return err
 	}
-	if l.maxConns < 1 {
-		return usagef("--max-connections %d: a number of at least 1", l.maxConns)
+	if err := l.check(); err != nil {
+		return err
 	}
 	if l.span < 0 {
 		return usagef("--for %v: a time cannot be negative", l.span)
