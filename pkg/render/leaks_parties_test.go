@@ -78,3 +78,30 @@ func TestCloseOfShared(t *testing.T) {
 		}
 	}
 }
+
+// TestForkedHolders: where many hold a socket, its line still says which it is.
+func TestForkedHolders(t *testing.T) {
+	const now = 100e9
+	c := census.New(now)
+	s := &event.Sighting{Event: event.Event{
+		Kind: event.KindSnapshot, New: event.StateCloseWait, Old: event.StateCloseWait, Time: now, Socket: 1, Netns: 1, Flags: event.FlagDone,
+		Protocol: event.ProtoTCP, Local: netip.MustParseAddrPort("127.0.0.1:7800"), Peer: netip.MustParseAddrPort("127.0.0.1:40001"), FD: -1,
+	}, Inode: 50_001, References: 9, Opened: true, LastSegment: now - 60e9}
+	c.Add(s)
+	for pid := range uint32(9) {
+		h := *s
+		h.Kind, h.Task, h.FD = event.KindHolder, event.Task{PID: 800 + pid, Start: 1, Comm: event.MakeComm("prefork")}, 19
+		c.Add(&h)
+	}
+	c.Complete(nil)
+	r := leak.Find(c, leak.Rules{MinAge: 30e9, States: leak.DefaultStates})
+	l := &Leaks{Report: r, Groups: r.Group(leak.ByProcess), Processes: func(event.Task) Process { return Process{} }, MinAge: 30e9, Examples: 5}
+	for format, want := range map[Format]string{
+		FormatText: "pid 800 fd 19, 8 more  ≥1m00s  127.0.0.1:7800 ←~ 127.0.0.1:40001\n",
+		FormatWide: "pid 807 fd 19, pid 808 fd 19  ≥1m00s",
+	} {
+		if text := render(Options{Format: format}, func(w *Writer) { w.Leaks(l) }); !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+}

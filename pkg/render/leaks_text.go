@@ -304,6 +304,10 @@ func (r *Writer) appendFinding(b []byte, f *leak.Finding, g *leak.Group, p *part
 		if i > 0 {
 			b = append(b, ", "...)
 		}
+		if left := len(f.Holders) - i; i == 1 && left > 1 && r.opts.Format == FormatText {
+			b = append(appendInt(b, int64(left)), " more"...) // else age and ends have no room
+			break
+		}
 		if p.several() {
 			b = append(appendInt(append(b, "pid "...), int64(h.PID)), ' ')
 		}
