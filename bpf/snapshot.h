@@ -10,7 +10,7 @@
  */
 static __always_inline bool crowded(void)
 {
-	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > 16 * cfg_wakeup_bytes;
+	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > bpf_ringbuf_query(&events, BPF_RB_RING_SIZE) / 2;
 }
 
 /* Between these two stand all sockets of a namespace, unless some were lost. */

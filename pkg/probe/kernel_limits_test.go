@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"unsafe"
 
@@ -171,4 +172,43 @@ func TestFilterTakesNoRoom(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSnapshotWaits: a snapshot of more sockets than the ring has room for waits until
+// it is read, and loses nothing.
+func TestSnapshotWaits(t *testing.T) {
+	const sockets = 600
+	inSpace(t, func(s *space) {
+		for i := range sockets {
+			s.listen(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 1, 1}, Port: 4000 + i}, 8, 0)
+		}
+		p := openTier(t, Options{RingBytes: 64 << 10, Filter: event.Filter{Netns: s.inode}})
+		if !p.works(bpfProgStIterTcp) {
+			panic(skip("no iterators"))
+		}
+		var done atomic.Bool
+		go func() {
+			defer done.Store(true)
+			check(p.Snapshot())
+		}()
+		found := 0
+		for before := 0; !done.Load(); {
+			stats := must(p.Stats())
+			if stats.Pending <= stats.RingBytes/2 || stats.Pending != before {
+				before = stats.Pending
+				continue // the reader is so late that no more comes
+			}
+			for range stats.Pending / int(unsafe.Sizeof(bpfEvent{})) / 2 {
+				var e event.Event
+				if check(p.Read(&e)); e.Kind == event.KindSnapshot && e.Netns == s.inode {
+					found++
+				}
+			}
+		}
+		stats := must(p.Stats())
+		t.Logf("%d of %d sockets while the snapshot was made, %d events lost", found, sockets, stats.Lost)
+		if found < sockets/2 || stats.Lost > 0 {
+			t.Errorf("of %d sockets %d were read while the snapshot was made; %d events were lost", sockets, found, stats.Lost)
+		}
+	})
 }
