@@ -383,6 +383,22 @@ func (p *Probe) Stats() (s Stats, err error) {
 		s.StacksLost += c.StacksLost
 		s.MadeGood += c.MadeGood
 	}
+	p.settle(&s)
+	s.Pending, s.RingBytes = p.reader.AvailableBytes(), p.reader.BufferSize()
+	return s, nil
+}
+
+// settle leaves of the runs that were skipped those of which nothing was told: not by
+// the program that does the same behind another, if its own was not skipped, too.
+func (p *Probe) settle(s *Stats) {
+	again := map[string]string{bpfProgStGraft: bpfProgStGraftAgain, bpfProgStDestroySock: bpfProgStDeadAgain}
+	for first, second := range again {
+		i := slices.IndexFunc(s.Programs, func(p ProgramStats) bool { return p.Name == first })
+		j := slices.IndexFunc(s.Programs, func(p ProgramStats) bool { return p.Name == second })
+		if i >= 0 && j >= 0 {
+			s.Programs[i].Skipped = min(s.Programs[i].Skipped, s.Programs[j].Skipped)
+		}
+	}
 	for i := range s.Programs {
 		prog := &s.Programs[i]
 		switch prog.Name {
@@ -394,8 +410,6 @@ func (p *Probe) Stats() (s Stats, err error) {
 		}
 		s.Skipped += prog.Skipped
 	}
-	s.Pending, s.RingBytes = p.reader.AvailableBytes(), p.reader.BufferSize()
-	return s, nil
 }
 
 // Close detaches everything. The reader goes first, so that a Read that waits
