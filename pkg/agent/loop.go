@@ -61,6 +61,8 @@ type Loop struct {
 	Late func()
 
 	scan scan
+	told int64 // what the source has told when it is idle: all of before then
+	last int64 // when clock was called last, 0: never
 }
 
 // scan is the state of the snapshots. Its goroutine owns nothing of it.
@@ -99,9 +101,9 @@ func (l *Loop) Run(ctx context.Context) error {
 
 func (l *Loop) run(ctx context.Context) error {
 	var e event.Event
-	var lastClock, until int64 // until: when ctx was done
-	told := l.boot()           // when idle, the source has told all of before
+	var until int64 // when ctx was done
 	idle := true
+	l.told = l.boot()
 	for n := 0; ; n++ {
 		err := l.Source.Read(&e)
 		began := idle // with this event
@@ -111,8 +113,8 @@ func (l *Loop) run(ctx context.Context) error {
 			if until != 0 && e.Time > until {
 				return nil
 			}
-			if l.Now != nil && lastClock == 0 {
-				if lastClock, err = l.clock(e.Time); err != nil {
+			if l.Now != nil && l.last == 0 {
+				if err := l.clock(e.Time); err != nil {
 					return err
 				}
 			}
@@ -120,7 +122,7 @@ func (l *Loop) run(ctx context.Context) error {
 				return err
 			}
 			if began {
-				told = l.boot()
+				l.told = l.boot()
 			}
 			if n%1024 != 0 {
 				continue
@@ -132,18 +134,8 @@ func (l *Loop) run(ctx context.Context) error {
 		}
 		if l.Now != nil {
 			l.rescan()
-			passed := told
-			if !idle {
-				passed = l.Table.Now()
-			}
-			boot := l.boot()
-			if idle && l.Table.Pending() || boot-lastClock > clockEvery {
-				if lastClock, err = l.clock(passed); err != nil {
-					return err
-				}
-			}
-			if idle {
-				told = boot
+			if err := l.pass(idle); err != nil {
+				return err
 			}
 		}
 		if err := l.Consumer.Idle(); err != nil {
@@ -170,12 +162,25 @@ func (l *Loop) boot() (now int64) {
 	return now
 }
 
-// clock lets time pass until then, and compares the wall clock. What happened later
-// may be in the source as yet: a table that is told a later time takes a RST that
-// comes behind for one that was not sent.
-func (l *Loop) clock(then int64) (int64, error) {
+// pass lets time pass as far as the source has told all: what happened later may be in
+// it as yet, and a table that is told a later time takes a RST that comes behind for
+// one that was not sent.
+func (l *Loop) pass(idle bool) error {
+	then, boot := l.Table.Now(), l.boot()
+	if idle {
+		then, l.told = l.told, boot
+	}
+	if idle && l.Table.Pending() || boot-l.last > clockEvery {
+		return l.clock(then)
+	}
+	return nil
+}
+
+// clock lets time pass until then, and compares the wall clock.
+func (l *Loop) clock(then int64) error {
 	boot, wall := l.Now()
-	return boot, l.feed(&event.Event{Kind: event.KindClock, Time: then, Wall: wall - (boot - then)})
+	l.last = boot
+	return l.feed(&event.Event{Kind: event.KindClock, Time: then, Wall: wall - (boot - then)})
 }
 
 func (l *Loop) feed(e *event.Event) error {
