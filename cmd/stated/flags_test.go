@@ -76,7 +76,7 @@ func TestBlind(t *testing.T) {
 		{[]probe.HookStatus{accept4, accept, row(probe.TierCore, "tp_btf", unmounted)}, "states and addresses only: no tracefs"},
 		{[]probe.HookStatus{unused}, ""},
 	} {
-		if got := strings.Join(blind(tt.hooks), "; "); got != tt.want {
+		if got := blind(tt.hooks); got != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)
 		}
 	}

@@ -181,7 +181,7 @@ func (l *live) run(cmd *cobra.Command, command []string, o *outputFlags, existin
 	loop.Consumer = trace
 	loop.Table = lifecycle.New(trace, options)
 	trace.Table = loop.Table
-	for _, text := range blind(p.Hooks()) {
+	if text := blind(p.Hooks()); text != "" {
 		fmt.Fprintf(cmd.ErrOrStderr(), "stated: %s (see 'stated check')\n", text)
 	}
 	if l.span > 0 {
@@ -349,17 +349,16 @@ func numbered(cmd *cobra.Command, byPID bool) error {
 
 // blind is what makes owners less known than this kernel allows. That
 // trampolines are refused is no such: 'stated check' is for what a kernel lacks.
-func blind(hooks []probe.HookStatus) (texts []string) {
+func blind(hooks []probe.HookStatus) (text string) {
 	for _, h := range lacking(hooks) {
-		switch {
-		case h.Tier == probe.TierCore:
-			return []string{"states and addresses only: " + firstLine(h.Err)}
-		case h.Unused || !strings.HasPrefix(h.Name, "tracepoint syscalls/"):
-		case len(texts) == 0: // accept() and accept4() fail alike
-			texts = []string{"accept() is not seen: " + h.Without}
+		if h.Tier == probe.TierCore {
+			return "states and addresses only: " + firstLine(h.Err)
+		}
+		if strings.HasPrefix(h.Name, "tracepoint syscalls/") && !h.Unused { // accept() and accept4() fail alike
+			text = "accept() is not seen: " + h.Without
 		}
 	}
-	return texts
+	return text
 }
 
 // tableOptions is what the table must know of the probe's blind spots.
