@@ -94,22 +94,20 @@ func TestFirstReadByKernel(t *testing.T) {
 func parse(t *testing.T, fd int) {
 	t.Helper()
 	sockets, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.SockMap, KeySize: 4, ValueSize: 4, MaxEntries: 1})
-	if err != nil {
-		panic(skip(err.Error()))
-	}
+	check(err)
 	t.Cleanup(func() { sockets.Close() })
 	for attach, result := range map[ebpf.AttachType]asm.Instruction{
 		ebpf.AttachSkSKBStreamParser:  asm.LoadMem(asm.R0, asm.R1, 0, asm.Word), // all: struct __sk_buff begins with its length
 		ebpf.AttachSkSKBStreamVerdict: asm.Mov.Imm(asm.R0, 1),                   // SK_PASS
 	} {
 		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SkSKB, Instructions: asm.Instructions{result, asm.Return()}})
-		if err != nil {
-			panic(skip(err.Error()))
-		}
+		check(err)
 		t.Cleanup(func() { prog.Close() })
-		if err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: sockets.FD(), Program: prog, Attach: attach}); err != nil {
-			panic(skip(err.Error()))
+		err = link.RawAttachProgram(link.RawAttachProgramOptions{Target: sockets.FD(), Program: prog, Attach: attach})
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			panic(skip("no CONFIG_BPF_STREAM_PARSER"))
 		}
+		check(err)
 	}
 	check(sockets.Put(uint32(0), uint32(fd)))
 }

@@ -222,11 +222,7 @@ var scenarios = []scenario{
 		name: "disconnect and use again",
 		run: func(s *space) {
 			l, at := s.listen(local4(), 8, 0)
-			c := s.connect(at, 0)
-			a := s.accept(l)
-			disconnect(c)
-			heard(a)
-			s.close(a)
+			c := s.used(l, at)
 			check(unix.Connect(c, at))
 			b := s.accept(l)
 			s.close(l)
@@ -311,11 +307,7 @@ var scenarios = []scenario{
 		name: "no port left for a socket that had one",
 		run: func(s *space) {
 			l, at := s.listen(local4(), 8, 0)
-			d := s.connect(at, 0)
-			a := s.accept(l)
-			disconnect(d)
-			heard(a)
-			s.close(a)
+			d := s.used(l, at)
 			low, _ := ourPorts()
 			check(os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", fmt.Appendf(nil, "%d %d", low+1, low+1), 0))
 			s.twice(l, at, s.socket(unix.AF_INET, 0), d)

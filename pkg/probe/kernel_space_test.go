@@ -261,6 +261,16 @@ func disconnect(fd int) {
 	}
 }
 
+// used is a socket that had a connection to a listener.
+func (s *space) used(listener int, at unix.Sockaddr) (fd int) {
+	fd = s.connect(at, 0)
+	a := s.accept(listener)
+	disconnect(fd)
+	heard(a)
+	s.close(a)
+	return fd
+}
+
 func getCookie(fd int) uint64 {
 	return must(unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE))
 }
