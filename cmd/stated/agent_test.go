@@ -104,15 +104,12 @@ sinks:
 		t.Errorf("/healthz: %d %s", status, text)
 	}
 	d.cmd.Process.Signal(syscall.SIGTERM)
-	lines := 0
-	for range d.stderr {
-		lines++
-	}
-	if err := d.cmd.Wait(); err != nil {
+	lines, err := d.last()
+	if err != nil {
 		t.Error(err)
 	}
-	if lines > 20 {
-		t.Errorf("it wrote %d lines", lines)
+	if len(lines) > 20 {
+		t.Errorf("it wrote %d lines", len(lines))
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -160,8 +161,12 @@ func startDaemon(t *testing.T, config string) *daemon {
 	t.Cleanup(func() { d.cmd.Process.Kill() })
 	go func() {
 		defer close(d.stderr)
-		for lines := bufio.NewScanner(pipe); lines.Scan(); {
+		lines := bufio.NewScanner(pipe)
+		for lines.Buffer(nil, 16<<20); lines.Scan(); {
 			d.stderr <- lines.Text()
+		}
+		if err := lines.Err(); err != nil {
+			d.stderr <- "its stderr cannot be read: " + err.Error()
 		}
 	}()
 	d.says(t, "msg=watching")
@@ -172,19 +177,69 @@ func startDaemon(t *testing.T, config string) *daemon {
 func (d *daemon) says(t *testing.T, text string) {
 	t.Helper()
 	var all []string
-	for line := range d.stderr {
-		if all = append(all, line); strings.Contains(line, text) {
-			return
+	deadline := time.After(time.Minute)
+	for {
+		select {
+		case line, ok := <-d.stderr:
+			if !ok {
+				t.Fatalf("it never said %q: %s", text, strings.Join(all, "\n"))
+			}
+			if all = append(all, line); strings.Contains(line, text) {
+				return
+			}
+		case <-deadline:
+			t.Fatalf("it does not say %q: %s\n%s", text, strings.Join(all, "\n"), d.stacks())
 		}
 	}
-	t.Fatalf("it never said %q: %s", text, strings.Join(all, "\n"))
 }
 
-// end waits for the exit.
+// end waits for the exit. The deadline, more than any drain, is for an agent that
+// hangs: the error tells where.
 func (d *daemon) end() error {
-	for range d.stderr {
+	_, err := d.last()
+	return err
+}
+
+// last is end, and the lines that were not read before.
+func (d *daemon) last() (lines []string, err error) {
+	deadline := time.After(3 * time.Minute)
+	for {
+		select {
+		case line, ok := <-d.stderr:
+			if !ok {
+				return lines, d.cmd.Wait()
+			}
+			lines = append(lines, line)
+		case <-deadline:
+			return lines, fmt.Errorf("it does not end: %s\n%s", strings.Join(lines, "\n"), d.stacks())
+		}
 	}
-	return d.cmd.Wait()
+}
+
+// stacks kills the agent and returns where its threads were in the kernel, and its
+// goroutines in the program.
+func (d *daemon) stacks() string {
+	var out strings.Builder
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", d.cmd.Process.Pid))
+	for _, task := range tasks {
+		for _, name := range []string{"stat", "stack"} { // unreadable if it has ended
+			text, _ := os.ReadFile(filepath.Join(task, name))
+			out.Write(text)
+		}
+	}
+	d.cmd.Process.Signal(syscall.SIGQUIT)
+	for deadline := time.After(10 * time.Second); ; {
+		select {
+		case line, ok := <-d.stderr:
+			if !ok {
+				return out.String()
+			}
+			out.WriteString(line + "\n")
+		case <-deadline:
+			d.cmd.Process.Kill()
+			return out.String() + "and SIGQUIT did not end it"
+		}
+	}
 }
 
 func lineCount(path string) int {

@@ -60,6 +60,7 @@ func (d *Daemon) Start(t *testing.T) {
 	t.Helper()
 	d.cmd = exec.Command(d.argv[0], d.argv[1:]...)
 	d.cmd.Env, d.cmd.Stdout, d.cmd.Stderr = d.env, &d.said, &d.said
+	d.cmd.WaitDelay = patience // a child of its own may outlive it
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
