@@ -231,9 +231,9 @@ func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.T
 	if err := loop.SnapshotErr(); err != nil {
 		fmt.Fprintf(w, "stated: not all sockets that were there before could be listed: %s\n", firstLine(err))
 	}
-	stats, filtered := trace.Stats()
+	totals := trace.Totals()
 	if kernel, err := p.Stats(); err == nil {
-		stats.Lost = max(stats.Lost, kernel.Lost)
+		totals.Lost = max(totals.Lost, kernel.Lost)
 		if kernel.Skipped > 0 {
 			fmt.Fprintf(w, "stated: the kernel skipped %d runs of our programs, each of which may be an event that is missing\n", kernel.Skipped)
 		}
@@ -241,8 +241,8 @@ func report(cmd *cobra.Command, p *probe.Probe, loop *agent.Loop, trace *agent.T
 			fmt.Fprintf(w, "stated: the kernel had no memory to remember %d sockets; their owners may be missing\n", kernel.StorageFailed)
 		}
 	}
-	render.Summary(w, stats, filtered, &trace.Slow)
-	return stats
+	render.Summary(w, totals, &trace.Slow)
+	return totals.Stats
 }
 
 func newReplay() *cobra.Command {
@@ -297,8 +297,7 @@ func replay(cmd *cobra.Command, path string, want *filter.Filter, o *outputFlags
 	table := lifecycle.New(trace, lifecycle.Options{NoDestroy: h.NoDestroy, NoResets: h.NoResets, SeesTimeWait: h.SeesTimeWait})
 	trace.Table = table
 	err = (&agent.Loop{Source: rec, Table: table, Consumer: trace, Learn: who.Learn}).Run(cmd.Context())
-	stats, filtered := trace.Stats()
-	render.Summary(cmd.ErrOrStderr(), stats, filtered, &trace.Slow)
+	render.Summary(cmd.ErrOrStderr(), trace.Totals(), &trace.Slow)
 	return errors.Join(err, damaged(rec.Damage()))
 }
 

@@ -136,28 +136,32 @@ func (t *Trace) Finished(c *lifecycle.Conn) {
 	}
 }
 
-// Stats returns the counts of Table: of connections those that the filter wants,
-// of events all. hides says that there were others. Call it at the end.
-func (t *Trace) Stats() (s lifecycle.Stats, hides bool) {
-	s, hides = t.Table.Stats(), t.hid
+// Totals counts what happened: of connections those that the filter wants, of events
+// all. Call it at the end.
+func (t *Trace) Totals() render.Totals {
+	s := render.Totals{Stats: t.Table.Stats(), Filtered: t.hid}
 	s.Outcomes, s.Open, s.Held, s.Lingering = t.outcomes, 0, 0, 0
 	count := func(n *int, wanted bool) {
 		if wanted {
 			*n++
 		}
-		hides = hides || !wanted
+		s.Filtered = s.Filtered || !wanted
 	}
 	t.Table.All(func(c *lifecycle.Conn) {
 		if c.HeldClosed() {
 			count(&s.Held, t.Filter.Finished(c))
-		} else {
-			count(&s.Open, t.Filter.Unfinished(c, t.Table.Now()))
+			return
+		}
+		wanted := t.Filter.Unfinished(c, t.Table.Now())
+		count(&s.Open, wanted)
+		if wanted && c.State == event.StateListen {
+			s.Listening++
 		}
 	})
 	t.Table.Lingering(func(c *lifecycle.Conn) {
 		count(&s.Lingering, t.Filter.Unfinished(c, 0)) // how long the connection lasted is not known any more
 	})
-	return s, hides
+	return s
 }
 
 func (t *Trace) show(f func()) {

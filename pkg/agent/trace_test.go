@@ -119,7 +119,7 @@ func TestCountsWhatIsWanted(t *testing.T) {
 		return e
 	}
 	var events []event.Event
-	for i := range 3 { // 7 stays open, 8 is left in TIME_WAIT, 9 has ended but not closed
+	for i := range 3 { // 7 stays open, 8 is left in TIME_WAIT, 9 has ended but not closed, 10 listens
 		events = append(events, state(1, i, event.StateClose, event.StateSynSent, 0), state(2, i, event.StateSynSent, event.StateEstablished, 0))
 	}
 	events = append(events,
@@ -127,37 +127,39 @@ func TestCountsWhatIsWanted(t *testing.T) {
 		state(4, 1, event.StateFinWait1, event.StateFinWait2, 0),
 		state(5, 1, event.StateFinWait2, event.StateClose, event.FlagDead|event.FlagDone),
 		state(6, 2, event.StateEstablished, event.StateClose, 0),
+		state(7, 3, event.StateClose, event.StateListen, 0),
 		event.Event{Kind: event.KindClock, Time: 9e9, Wall: 9e9})
 	pid := func(pid uint32) filter.Filter { return filter.Filter{Filter: event.Filter{PIDs: []uint32{pid}}} }
 	for _, test := range []struct {
-		name                        string
-		filter                      filter.Filter
-		open, held, lingering, done int
-		hides                       bool
+		name                                string
+		filter                              filter.Filter
+		open, listen, held, lingering, done int
+		hides                               bool
 	}{
-		{"all", filter.Filter{}, 1, 1, 1, 2, false},
-		{"open", pid(7), 1, 0, 0, 0, true},
-		{"left behind", pid(8), 0, 0, 1, 1, true},
-		{"held", pid(9), 0, 1, 0, 1, true},
-		{"nobody", pid(10), 0, 0, 0, 0, true},
-		{"state", filter.Filter{States: event.SetOf(event.StateFinWait1)}, 0, 0, 0, 1, true},
-		{"ended", filter.Filter{States: event.SetOf(event.StateClose)}, 0, 1, 0, 2, true},
-		{"lasting", filter.Filter{MinDuration: 6 * time.Second}, 1, 0, 0, 0, true},
+		{"all", filter.Filter{}, 2, 1, 1, 1, 2, false},
+		{"open", pid(7), 1, 0, 0, 0, 0, true},
+		{"left behind", pid(8), 0, 0, 0, 1, 1, true},
+		{"held", pid(9), 0, 0, 1, 0, 1, true},
+		{"listens", pid(10), 1, 1, 0, 0, 0, true},
+		{"nobody", pid(11), 0, 0, 0, 0, 0, true},
+		{"state", filter.Filter{States: event.SetOf(event.StateFinWait1)}, 0, 0, 0, 0, 1, true},
+		{"ended", filter.Filter{States: event.SetOf(event.StateClose)}, 0, 0, 1, 0, 2, true},
+		{"lasting", filter.Filter{MinDuration: 6 * time.Second}, 1, 0, 0, 0, 0, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			trace := &Trace{Filter: &test.filter}
 			if _, err := trace.run(events...); err != nil {
 				t.Fatal(err)
 			}
-			s, hides := trace.Stats()
+			s := trace.Totals()
 			done := 0
 			for _, n := range s.Outcomes {
 				done += int(n)
 			}
-			if s.Open != test.open || s.Held != test.held || s.Lingering != test.lingering || done != test.done || hides != test.hides {
-				t.Errorf("%d open, %d held, %d left behind, %d ended, hides %v", s.Open, s.Held, s.Lingering, done, hides)
+			if s.Open != test.open || s.Listening != test.listen || s.Held != test.held || s.Lingering != test.lingering || done != test.done || s.Filtered != test.hides {
+				t.Errorf("%d open of which %d listen, %d held, %d left behind, %d ended, hides %v", s.Open, s.Listening, s.Held, s.Lingering, done, s.Filtered)
 			}
-			if all := trace.Table.Stats(); !hides && s != all {
+			if all := trace.Table.Stats(); !s.Filtered && s.Stats != all {
 				t.Errorf("without a filter %+v, not %+v", s, all)
 			}
 		})

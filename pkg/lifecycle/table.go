@@ -28,7 +28,7 @@ type Stats struct {
 	Crowded     uint64 // ended without TIME_WAIT, or maybe without: the kernel had as many as it may
 	Unfollowed  uint64 // ended connections whose TIME_WAIT is not told of: the table of these was full
 	Ignored     uint64 // events of sockets that are in no connection, or without an identity
-	Open        int    // connections in the table that have not ended
+	Open        int    // connections in the table that have not ended, listening sockets among them
 	Held        int    // ended, but a descriptor is still open
 	Lingering   int    // left behind in TIME_WAIT or FIN_WAIT2 without a process
 	Repaired    Repairs

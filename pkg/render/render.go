@@ -289,12 +289,18 @@ func AppendTask(b []byte, t *event.Task) []byte {
 	return append(b, ']')
 }
 
-// Summary writes what a run saw, for a person, in a few lines. filtered says that
-// there were connections that s counts the events of, but not themselves.
-func Summary(w io.Writer, s lifecycle.Stats, filtered bool, slow *Slow) {
+// Totals are what a run saw.
+type Totals struct {
+	lifecycle.Stats
+	Listening int  // of Open: sockets in LISTEN, which are no connections
+	Filtered  bool // there were connections of which Stats counts the events, but not themselves
+}
+
+// Summary writes what a run saw, for a person, in a few lines.
+func Summary(w io.Writer, s Totals, slow *Slow) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d events", s.Events)
-	if filtered {
+	if s.Filtered {
 		b.WriteString(", those that the filter hides included")
 	}
 	fmt.Fprintf(&b, "; %d lost by the kernel", s.Lost)
@@ -327,8 +333,11 @@ func Summary(w io.Writer, s lifecycle.Stats, filtered bool, slow *Slow) {
 
 // summarizeEnds counts connections: those that are open, those that ended, and those
 // that left something behind, which may have ended before stated began.
-func summarizeEnds(b *strings.Builder, s *lifecycle.Stats) {
-	fmt.Fprintf(b, "\nconnections: %d still open", s.Open)
+func summarizeEnds(b *strings.Builder, s *Totals) {
+	fmt.Fprintf(b, "\nconnections: %d still open", s.Open-s.Listening)
+	if s.Listening > 0 {
+		fmt.Fprintf(b, ", beside %d in LISTEN", s.Listening)
+	}
 	between := "; ended: "
 	for o, n := range s.Outcomes {
 		if n > 0 && lifecycle.Outcome(o) != lifecycle.OutcomeOpen { // which was given up

@@ -320,14 +320,15 @@ func TestCloser(t *testing.T) {
 
 // TestSummary: each connection counts once, and what is a part is told as one.
 func TestSummary(t *testing.T) {
-	s := lifecycle.Stats{Events: 53, Open: 2, Held: 1, Lingering: 3}
+	s := Totals{Stats: lifecycle.Stats{Events: 53, Open: 6, Held: 1, Lingering: 3}, Listening: 4}
 	s.Outcomes[lifecycle.OutcomeTimedOut], s.Outcomes[lifecycle.OutcomeClosed], s.Outcomes[lifecycle.OutcomeOpen] = 1, 4, 9
 	for filtered, want := range map[bool]string{
-		false: "53 events; 0 lost by the kernel\nconnections: 2 still open; ended: 4 closed, 1 timed out; not gone yet: 1 ended but not closed by their process, 3 in TIME_WAIT or FIN_WAIT2 without a process\n",
-		true:  "53 events, those that the filter hides included; 0 lost by the kernel\nconnections: 2 still open; ended: 4 closed, 1 timed out; not gone yet: 1 ended but not closed by their process, 3 in TIME_WAIT or FIN_WAIT2 without a process\n",
+		false: "53 events; 0 lost by the kernel\nconnections: 2 still open, beside 4 in LISTEN; ended: 4 closed, 1 timed out; not gone yet: 1 ended but not closed by their process, 3 in TIME_WAIT or FIN_WAIT2 without a process\n",
+		true:  "53 events, those that the filter hides included; 0 lost by the kernel\nconnections: 2 still open, beside 4 in LISTEN; ended: 4 closed, 1 timed out; not gone yet: 1 ended but not closed by their process, 3 in TIME_WAIT or FIN_WAIT2 without a process\n",
 	} {
 		var b strings.Builder
-		Summary(&b, s, filtered, &Slow{})
+		s.Filtered = filtered
+		Summary(&b, s, &Slow{})
 		if got := b.String(); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
