@@ -18,9 +18,10 @@ static __always_inline int accepted(struct trace_event_raw_sys_exit *ctx)
 	struct socket *socket;
 	struct sock *sk;
 	struct event *e;
-	__u64 key, cookie;
+	__u64 key, cookie, *id;
 	__u16 family, protocol;
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	bool own;
 
 	if (fd < 0 || (cfg_pids && !bpf_map_lookup_elem(&filter_pids, &pid)))
 		return 0;
@@ -31,13 +32,21 @@ static __always_inline int accepted(struct trace_event_raw_sys_exit *ctx)
 	sk = BPF_CORE_READ(socket, sk);
 	family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	protocol = BPF_CORE_READ(sk, sk_protocol);
-	if ((family != AF_INET && family != AF_INET6) || protocol != IPPROTO_TCP || BPF_CORE_READ(socket, file) != file)
+	if ((family != AF_INET && family != AF_INET6) || BPF_CORE_READ(socket, file) != file)
 		return 0;
-	cookie = cfg_sk_helpers ? BPF_CORE_READ(sk, __sk_common.skc_cookie.counter) : 0;
-	if (!cfg_sk_helpers) {
-		key = (__u64)sk;
+	key = (__u64)sk;
+	own = !cfg_sk_helpers;
+	if (protocol == IPPROTO_MPTCP) { /* needs_own_id */
+		id = bpf_map_lookup_elem(&mptcp_ids, &key);
+		cookie = id ? *id : 0;
+		own = true;
+	} else if (protocol != IPPROTO_TCP) {
+		return 0;
+	} else if (own) {
 		info = bpf_map_lookup_elem(&sock_infos_lru, &key);
 		cookie = info ? info->id : 0;
+	} else {
+		cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	}
 	if (!cookie)
 		return 0;
@@ -51,7 +60,7 @@ static __always_inline int accepted(struct trace_event_raw_sys_exit *ctx)
 	e->kind = EVENT_ACCEPT;
 	e->old_state = e->new_state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	e->socket = cookie;
-	e->flags = cfg_sk_helpers ? 0 : FLAG_OWN_ID;
+	e->flags = own ? FLAG_OWN_ID : 0;
 	e->family = family;
 	e->protocol = protocol;
 	e->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);

@@ -130,8 +130,8 @@ static __always_inline void fill_task(struct event *e, bool did)
 	}
 	if (current_group(&e->task_start_ns, e->comm))
 		e->flags |= FLAG_KTHREAD;
-	/* an MPTCP worker closes for somebody else */
-	if (!(e->flags & FLAG_KTHREAD && e->protocol == IPPROTO_MPTCP))
+	/* an MPTCP worker closes for somebody else, the connection or a subflow of it */
+	if (!(e->flags & FLAG_KTHREAD && (e->protocol == IPPROTO_MPTCP || e->flags & FLAG_MPTCP)))
 		e->flags |= FLAG_TASK;
 }
 

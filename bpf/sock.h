@@ -245,6 +245,10 @@ static __always_inline void read_ports(struct event *e, struct sock *sk, struct 
 
 static __always_inline void read_numbers(struct event *e, struct sock *sk, struct tcp_sock *tp)
 {
+	if (is_subflow(tp)) {
+		e->flags |= FLAG_MPTCP;
+		e->mptcp = mptcp_of(tp);
+	}
 	if (e->old_state == TCP_LISTEN || e->new_state == TCP_LISTEN) {
 		if (e->old_state != TCP_SYN_RECV && e->new_state != TCP_SYN_RECV) {
 			e->unread = sk->sk_ack_backlog;
@@ -262,10 +266,6 @@ static __always_inline void read_numbers(struct event *e, struct sock *sk, struc
 	if (tp->rcv_nxt && e->old_state != TCP_SYN_SENT)
 		e->unread = tp->rcv_nxt - tp->copied_seq;
 	e->unsent = tp->write_seq - tp->snd_una;
-	if (is_subflow(tp)) {
-		e->flags |= FLAG_MPTCP;
-		e->mptcp = mptcp_of(tp);
-	}
 }
 
 /*
