@@ -81,12 +81,29 @@ static __always_inline struct sock_info *info_of_destroyed(struct sock *sk)
 	return last && last->sk == (__u64)sk ? &last->info : NULL;
 }
 
-/* A socket number of our own: never zero, and never a cookie (those count up from 1). */
-static __always_inline __u64 own_id(void)
+/*
+ * A socket number of our own: never zero, and never a cookie (those count up from 1).
+ * A softirq, or from 7.0 on another task, may take one in the middle of this, and
+ * instructions that add and fetch at once came with 5.12: a number is ours if
+ * nobody else counted between the two reads.
+ */
+static __noinline __u64 own_id(void)
 {
 	struct counters *n = count();
+	volatile __u64 *ids;
+	__u64 before, id = 0;
 
-	return 1ULL << 63 | (__u64)bpf_get_smp_processor_id() << 47 | (n ? ++n->ids : 0);
+	if (n) {
+		ids = &n->ids;
+		for (int tries = 0; tries < 3; tries++) {
+			before = *ids;
+			__sync_fetch_and_add(&n->ids, 1);
+			id = *ids;
+			if (id == before + 1)
+				break;
+		}
+	}
+	return 1ULL << 63 | (__u64)bpf_get_smp_processor_id() << 47 | id;
 }
 
 /*
