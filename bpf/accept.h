@@ -50,7 +50,7 @@ static __always_inline int accepted(struct trace_event_raw_sys_exit *ctx)
 	}
 	if (!cookie)
 		return 0;
-	if (cfg_stacks)
+	if (cfg_stacks && protocol == IPPROTO_TCP)
 		remember_stack(ctx, cookie);
 	introduce();
 	e = reserve();
@@ -129,7 +129,7 @@ static __always_inline int grafted(void *ctx, struct sock *sk)
 	if (!info || info->owner_source == OWNER_ACCEPT)
 		return 0;
 	took(sk, info, OWNER_ACCEPT, EVENT_ACCEPT);
-	if (cfg_stacks)
+	if (cfg_stacks && sk->sk_protocol == IPPROTO_TCP) /* nothing tells that MPTCP's is gone */
 		remember_stack(ctx, id_of(sk, info));
 	return 0;
 }
