@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,10 +31,13 @@ type agentFlags struct {
 	set    []string
 }
 
+// agentName is of the one command that SIGHUP does not end.
+const agentName = "agent"
+
 func newAgent() *cobra.Command {
 	var f agentFlags
 	cmd := &cobra.Command{
-		Use:   "agent [flags]",
+		Use:   agentName + " [flags]",
 		Short: "Run for months: stream records to collectors through a spool on disk",
 		Long: `agent makes a record of each connection that ends and, where a sink asks for
 them, of each change of state. Records go to a spool on disk and from there to
@@ -117,6 +119,10 @@ func sinksOf(cfg *agent.Config) string {
 }
 
 func (f *agentFlags) run(cmd *cobra.Command) error {
+	ctx := cmd.Context()
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	cfg, want, err := f.load()
 	if err != nil {
 		return err
@@ -129,11 +135,6 @@ func (f *agentFlags) run(cmd *cobra.Command) error {
 		_, err := fmt.Fprintf(cmd.OutOrStdout(), "the configuration is right: %s\n", sinksOf(cfg))
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.WithoutCancel(cmd.Context()), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 
 	p, err := probe.Open(probe.Options{RingBytes: cfg.RingBytes})
 	if err != nil {

@@ -113,6 +113,31 @@ sinks:
 	}
 }
 
+// TestAgentEndsEarly: SIGTERM ends an agent that only begins, too. The fifo holds it
+// where it reads its configuration until the signal has come.
+func TestAgentEndsEarly(t *testing.T) {
+	requireRoot(t)
+	dir := t.TempDir()
+	if err := unix.Mkfifo(dir+"/stated.yaml", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := launch(t, dir+"/stated.yaml")
+	fifo, err := os.OpenFile(dir+"/stated.yaml", os.O_WRONLY, 0) // waits for the agent
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	waitFor(t, "the signal to be taken", func() bool {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+		return err == nil && strings.Contains(string(status), "ShdPnd:\t0000000000000000")
+	})
+	fmt.Fprintf(fifo, "spool: {dir: %s/spool}\nsinks: [{name: a, file: {path: %s/out}}]\n", dir, dir)
+	fifo.Close()
+	if err := d.end(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestAgentLeaks: a leak becomes a record, once while it does not change.
 func TestAgentLeaks(t *testing.T) {
 	requireRoot(t)

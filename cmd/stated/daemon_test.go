@@ -148,7 +148,15 @@ type daemon struct {
 	stderr chan string // lines
 }
 
+// startDaemon runs an agent, and waits until it watches.
 func startDaemon(t *testing.T, config string) *daemon {
+	t.Helper()
+	d := launch(t, config)
+	d.says(t, "msg=watching")
+	return d
+}
+
+func launch(t *testing.T, config string) *daemon {
 	t.Helper()
 	d := &daemon{cmd: exec.Command(stated, "agent", "--config", config), stderr: make(chan string, 1000)}
 	pipe, err := d.cmd.StderrPipe()
@@ -169,7 +177,6 @@ func startDaemon(t *testing.T, config string) *daemon {
 			d.stderr <- "its stderr cannot be read: " + err.Error()
 		}
 	}()
-	d.says(t, "msg=watching")
 	return d
 }
 

@@ -48,7 +48,7 @@ func run(args []string) int {
 	if len(args) > 2 && args[0] == heldExec {
 		return execHeld(args[1], args[2:])
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	// A closed pipe is the end of the work, told by the write, not by a signal.
 	signal.Ignore(syscall.SIGPIPE)
@@ -100,6 +100,16 @@ func plain(err error) error {
 	return errors.New(strings.Replace(err.Error(), number.Error(), why, 1))
 }
 
+// untilHangup has SIGHUP end a command, as SIGTERM does.
+func untilHangup(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
+		defer stop()
+		cmd.SetContext(ctx)
+		return run(cmd, args)
+	}
+}
+
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "stated",
@@ -126,6 +136,9 @@ this kernel allows. 'stated explain' needs nothing.`,
 				return usageError{fmt.Errorf("%w (see '%s --help')", err, cmd.CommandPath())}
 			}
 			return nil
+		}
+		if cmd.RunE != nil && cmd.Name() != agentName {
+			cmd.RunE = untilHangup(cmd.RunE)
 		}
 	}
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
