@@ -3,6 +3,7 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -211,4 +212,23 @@ func TestSnapshotWaits(t *testing.T) {
 			t.Errorf("of %d sockets %d were read while the snapshot was made; %d events were lost", sockets, found, stats.Lost)
 		}
 	})
+}
+
+// TestStatsAtClose: who asks for the counters when the probe ends is told so.
+func TestStatsAtClose(t *testing.T) {
+	p := openTier(t, Options{})
+	asked, told := make(chan bool), make(chan error)
+	go func() {
+		_, err := p.Stats()
+		for asked <- true; err == nil; _, err = p.Stats() {
+		}
+		told <- err
+	}()
+	<-asked
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-told; !errors.Is(err, os.ErrClosed) {
+		t.Error(err)
+	}
 }

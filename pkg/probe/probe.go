@@ -112,8 +112,9 @@ type Probe struct {
 	closed chan struct{}
 	guard  guard // of looks by sock_diag
 
-	statsMu sync.Mutex
-	missing uint64 // the most that Stats has told of changes of state that were skipped and not made good
+	statsMu sync.Mutex // guards what follows, and keeps Close away from Stats
+	ended   bool       // Close was called
+	missing uint64     // the most that Stats has told of changes of state that were skipped and not made good
 
 	snapshotDone atomic.Int64 // when a snapshot ended of which the stream has not told; 0: none
 	closeOnce    sync.Once
@@ -351,10 +352,14 @@ func (p *Probe) SeesTimeWait() bool {
 	return p.works(bpfProgStTimeWait) && p.works(bpfProgStTwSchedule) && p.works(bpfProgStTwKill)
 }
 
-// Stats reads the counters. None of them ever falls.
+// Stats reads the counters. None of them ever falls. After Close it returns
+// os.ErrClosed.
 func (p *Probe) Stats() (s Stats, err error) {
 	p.statsMu.Lock()
 	defer p.statsMu.Unlock()
+	if p.ended {
+		return s, os.ErrClosed
+	}
 	for _, prog := range p.progs {
 		// bpf_prog_inc_misses_counter; kernels that do not tell it say 0
 		stats, err := prog.Stats()
@@ -418,6 +423,9 @@ func (p *Probe) settle(s *Stats) {
 func (p *Probe) Close() error {
 	p.closeOnce.Do(func() {
 		close(p.closed) // a snapshot ends
+		p.statsMu.Lock()
+		p.ended = true // before the memory of the ring goes, which Stats reads
+		p.statsMu.Unlock()
 		var errs []error
 		if p.reader != nil {
 			errs = append(errs, p.reader.Close())
