@@ -88,6 +88,7 @@ type tail struct {
 	seg    *segment
 	file   File
 	offset int64
+	short  bool // the file ends here, before the segment does: somebody has cut it
 }
 
 func (t *tail) Read(p []byte) (int, error) {
@@ -99,6 +100,7 @@ func (t *tail) Read(p []byte) (int, error) {
 	}
 	n, err := t.file.ReadAt(p[:min(int64(len(p)), rest)], t.offset)
 	t.offset += int64(n)
+	t.short = n == 0 && errors.Is(err, io.EOF)
 	if n > 0 {
 		return n, nil
 	}
@@ -110,7 +112,7 @@ func (t *tail) Read(p []byte) (int, error) {
 func (t *tail) exhausted() (now, forever bool, grown <-chan struct{}) {
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
-	now = t.seg.removed || t.offset >= t.seg.size
+	now = t.seg.removed || t.short || t.offset >= t.seg.size
 	return now, now && (t.seg.removed || t.seg.sealed), t.s.grown
 }
 

@@ -109,6 +109,37 @@ func TestReopen(t *testing.T) {
 	}
 }
 
+// What somebody cuts off a segment is told to be missing, once something follows.
+func TestCutSegment(t *testing.T) {
+	dir := t.TempDir()
+	s, r := open(t, dir, Options{SegmentBytes: 4096})
+	fill(t, s, 1, 10)
+	at := s.Stats().Bytes
+	fill(t, s, 1, 10)
+	segment := filepath.Join(dir, segmentName(0))
+	if err := os.Truncate(segment, at+10); err != nil {
+		t.Fatal(err)
+	}
+	if n, missing := drain(t, r); n != 10 || missing != nil {
+		t.Errorf("%d records, missing %+v", n, missing)
+	}
+	fill(t, s, 1, 10)
+	if n, missing := drain(t, r); n != 10 || len(missing) != 1 || missing[0].Seq != 10 || missing[0].Missing != 10 || !missing[0].Damaged {
+		t.Errorf("%d records, missing %+v", n, missing)
+	}
+	fill(t, s, 1, 10)
+	if err := os.Truncate(segment, 0); err != nil {
+		t.Fatal(err)
+	}
+	for s.Stats().Segments == 1 {
+		fill(t, s, 1, 10)
+	}
+	n, missing := drain(t, r)
+	if len(missing) != 1 || missing[0].Seq != 30 || !missing[0].Damaged || 30+uint64(n)+missing[0].Missing != s.Stats().Next {
+		t.Errorf("%d records, missing %+v of %d", n, missing, s.Stats().Next)
+	}
+}
+
 func TestOneProcess(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir, Options{})
