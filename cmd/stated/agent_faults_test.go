@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -121,9 +122,9 @@ type spooled struct {
 	Missing int    `json:"stated.gap.records"`
 }
 
-func eachRecord(t *testing.T, lines []byte, do func(r spooled)) {
+func eachRecord(t *testing.T, lines iter.Seq[[]byte], do func(r spooled)) {
 	t.Helper()
-	for line := range bytes.Lines(lines) {
+	for line := range lines {
 		var r spooled
 		if err := json.Unmarshal(line, &r); err != nil {
 			t.Fatalf("%v: %s", err, line)
@@ -138,7 +139,7 @@ func inSpool(t *testing.T, dir string, runs int) (kept map[string]string, holes 
 	t.Helper()
 	kept = make(map[string]string)
 	last := make(map[string]int)
-	eachRecord(t, spoolLines(t, dir), func(r spooled) {
+	eachRecord(t, bytes.Lines(spoolLines(t, dir)), func(r spooled) {
 		if r.Seq <= last[r.Run] {
 			t.Errorf("run %s: record %v follows %v", r.Run, r.Seq, last[r.Run])
 		}
@@ -162,7 +163,7 @@ func delivered(t *testing.T, path string) (records, last, missing int) {
 		t.Fatal(err)
 	}
 	seen := make(map[string]bool)
-	eachRecord(t, text, func(r spooled) {
+	eachRecord(t, sinktest.WholeLines(text), func(r spooled) {
 		id := r.UID
 		if r.Stage == "spool" {
 			id = r.UID[strings.LastIndexByte(r.UID, '-'):] // its place in the spool
