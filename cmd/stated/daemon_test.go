@@ -224,14 +224,17 @@ func (d *daemon) last() (lines []string, err error) {
 }
 
 // stacks kills the agent and returns where its threads were in the kernel, and its
-// goroutines in the program.
+// goroutines in the program; and all other threads that are at work on a socket, as
+// one of them may have the lock that the agent waits for.
 func (d *daemon) stacks() string {
 	var out strings.Builder
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", d.cmd.Process.Pid))
+	own := fmt.Sprintf("/proc/%d/", d.cmd.Process.Pid)
+	tasks, _ := filepath.Glob("/proc/[0-9]*/task/*")
 	for _, task := range tasks {
-		for _, name := range []string{"stat", "stack"} { // unreadable if it has ended
-			text, _ := os.ReadFile(filepath.Join(task, name))
-			out.Write(text)
+		stack, _ := os.ReadFile(filepath.Join(task, "stack")) // unreadable if it has ended
+		if strings.HasPrefix(task, own) || bytes.Contains(stack, []byte("sock")) {
+			stat, _ := os.ReadFile(filepath.Join(task, "stat"))
+			out.Write(append(stat, stack...))
 		}
 	}
 	d.cmd.Process.Signal(syscall.SIGQUIT)
