@@ -371,6 +371,31 @@ static __always_inline void read_links(struct event *e, struct sock *sk, struct 
 }
 
 /*
+ * The ICMP error that answered our SYN while a system call had the socket: the
+ * socket goes on then, and its queue of errors keeps it (tcp_v4_err, tcp_v6_err, since
+ * 5.11). The process sees it by poll() and SO_ERROR, which clears sk_err_soft, and
+ * closes. What a connection before left in the queue quotes another SYN.
+ */
+static __always_inline __u32 syn_error(struct sock *sk, struct tcp_sock *tp)
+{
+	struct {
+		__be16 sport, dport;
+		__be32 seq;
+	} quoted = {};
+	struct sock_exterr_skb *told = NULL;
+	struct sk_buff *skb;
+
+	if (!bpf_core_field_exists(told->ee.ee_errno) || !BPF_CORE_READ(sk, sk_error_queue.qlen))
+		return 0;
+	skb = BPF_CORE_READ(sk, sk_error_queue.prev);
+	bpf_probe_read_kernel(&quoted, sizeof(quoted), BPF_CORE_READ(skb, data));
+	if (bpf_ntohl(quoted.seq) != tp->snd_una)
+		return 0;
+	told = (void *)skb + bpf_core_field_offset(skb->cb);
+	return BPF_CORE_READ(told, ee.ee_errno);
+}
+
+/*
  * Everything that can be read at any moment in any context. e->old_state and
  * e->new_state are set before.
  */
@@ -391,8 +416,11 @@ static __always_inline void read_sock(struct event *e, struct sock *sk)
 	read_links(e, sk, tp);
 	read_addrs(e, sk, tp);
 	read_ports(e, sk, tp);
-	if (tp)
-		read_numbers(e, sk, tp);
+	if (!tp)
+		return;
+	read_numbers(e, sk, tp);
+	if (e->old_state == TCP_SYN_SENT && e->new_state == TCP_CLOSE && !e->err)
+		e->err = syn_error(sk, tp);
 }
 
 #endif

@@ -264,8 +264,14 @@ struct socket_alloc {
 	struct inode vfs_inode;
 };
 
+struct sk_buff_head {
+	struct sk_buff *prev;
+	u32 qlen;
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct sk_buff_head sk_error_queue;
 	struct sock_cgroup_data sk_cgrp_data;
 	struct socket *sk_socket;
 	struct socket_wq *sk_wq;
@@ -460,9 +466,19 @@ struct tcp_request_sock {
 
 /* The TCP header's own layout is asked for by offset: it is on the wire. */
 struct sk_buff {
+	char cb[48];
 	unsigned int len;
 	u16 transport_header;
-	unsigned char *head;
+	unsigned char *head, *data;
+};
+
+/* include/uapi/linux/errqueue.h and include/linux/errqueue.h */
+struct sock_extended_err {
+	u32 ee_errno;
+};
+
+struct sock_exterr_skb {
+	struct sock_extended_err ee;
 };
 
 /* include/net/rstreason.h: the values move between releases, the names do not */

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -85,9 +86,9 @@ func inodeOfSocket(fd int) uint64 {
 	return st.Ino
 }
 
-// holdLock has a thread hold the lock of a socket until the test ends: setsockopt(2)
-// takes its value from a page that nobody serves.
-func holdLock(t *testing.T, socket int) {
+// holdLock has a thread hold the lock of a socket until release is called, or the test
+// ends: setsockopt(2) takes its value from a page that nobody serves.
+func holdLock(t *testing.T, socket int) (release func()) {
 	const (
 		api, register    = 0xc018aa3f, 0xc020aa00 // UFFDIO_API, UFFDIO_REGISTER
 		missing, version = 1, 0xaa
@@ -117,15 +118,16 @@ func holdLock(t *testing.T, socket int) {
 		// of struct linger the first half lies in the first page
 		unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(socket), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&memory[page-4])), 8, 0)
 	}()
-	t.Cleanup(func() {
+	release = sync.OnceFunc(func() {
 		unix.Close(int(fd)) // the page is an ordinary one then
 		<-done
 		unix.Munmap(memory)
 	})
+	t.Cleanup(release)
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		at, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/wchan", tid.Load()))
 		if err == nil && strings.Contains(string(at), "userfault") {
-			return
+			return release
 		}
 		if time.Now().After(end) {
 			t.Skipf("the thread waits in %q, %v", at, err)
