@@ -9,6 +9,8 @@ import (
 	"io"
 	"net/netip"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -124,6 +126,40 @@ func TestOpenAfter(t *testing.T) {
 	}
 	if got := strings.Join(still, ", "); got != "ESTABLISHED 31.0s, CLOSE_WAIT 31.0s" {
 		t.Errorf("still in %s", got)
+	}
+}
+
+// TestOpenAfterByAge: those that become old in the same moment are shown by age.
+func TestOpenAfterByAge(t *testing.T) {
+	var out bytes.Buffer
+	trace := &Trace{Out: render.New(&out, render.Options{Location: time.UTC}), Filter: &filter.Filter{}, OpenAfter: 30e9}
+	trace.Table = lifecycle.New(trace, lifecycle.Options{})
+	var events []event.Event
+	var want []string
+	tell := func(kind event.Kind, i, at int) {
+		addr := netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(4000+i))
+		events = append(events, event.Event{Kind: kind, Time: int64(at) * 1e9, Socket: event.SocketID(100 + i),
+			Old: event.StateListen, New: event.StateSynRecv, Local: addr, Peer: addr, Protocol: event.ProtoTCP})
+	}
+	for i := range 9 {
+		tell(event.KindState, i, i+1)
+		want = append(want, strconv.Itoa(4000+i))
+	}
+	for i := range 9 { // the table has what was quiet for longer first
+		tell(event.KindAccept, 8-i, 20+i)
+	}
+	events = append(events, event.Event{Kind: event.KindClock, Time: 100e9, Wall: 100e9})
+	if err := (&Loop{Source: &script{events: events}, Table: trace.Table, Consumer: trace}).Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(out.String()) {
+		_, port, _ := strings.Cut(line, "192.0.2.1:")
+		port, _, _ = strings.Cut(port, " ")
+		got = append(got, port)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("shown in the order %v", got)
 	}
 }
 

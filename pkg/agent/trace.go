@@ -4,6 +4,8 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
+	"slices"
 
 	"github.com/stated-tcp/stated/pkg/event"
 	"github.com/stated-tcp/stated/pkg/filter"
@@ -59,26 +61,36 @@ func (t *Trace) Event(e *event.Event) {
 	}
 }
 
-// stillOpen shows what has stayed in its state for too long. Listeners are
-// meant to.
+// stillOpen shows what has stayed in its state for too long, the oldest first.
+// Listeners are meant to.
 func (t *Trace) stillOpen(now int64) {
+	var stay []*lifecycle.Conn
 	t.Table.All(func(c *lifecycle.Conn) {
-		spans, since := c.Spans.Len(), c.Spans.Last().Start
-		if since == 0 {
-			since = c.FirstEvent
-		}
-		if c.End != 0 || c.Role == lifecycle.RoleListener || now-since < t.OpenAfter || t.told[c] == spans {
+		if c.End != 0 || c.Role == lifecycle.RoleListener || now-since(c) < t.OpenAfter || t.told[c] == c.Spans.Len() {
 			return
 		}
-		if !t.Filter.Stays(c) {
-			return
+		if t.Filter.Stays(c) {
+			stay = append(stay, c)
 		}
-		if t.told == nil {
-			t.told = make(map[*lifecycle.Conn]int)
-		}
-		t.told[c] = spans
-		t.show(func() { t.Out.StillOpen(c, now) })
 	})
+	slices.SortFunc(stay, func(a, b *lifecycle.Conn) int {
+		return cmp.Or(cmp.Compare(since(a), since(b)), cmp.Compare(a.Socket, b.Socket))
+	})
+	if t.told == nil && len(stay) > 0 {
+		t.told = make(map[*lifecycle.Conn]int)
+	}
+	for _, c := range stay {
+		t.told[c] = c.Spans.Len()
+		t.show(func() { t.Out.StillOpen(c, now) })
+	}
+}
+
+// since is when a connection came to its state, or is known to have been there.
+func since(c *lifecycle.Conn) int64 {
+	if at := c.Spans.Last().Start; at != 0 {
+		return at
+	}
+	return c.FirstEvent
 }
 
 func (t *Trace) enough() bool { return t.Count > 0 && t.Shown >= t.Count }
