@@ -129,12 +129,17 @@ func (n *names) String() string { return strings.Join(*n, ",") }
 // Type is how completions and manual pages call it.
 func (n *names) Type() string { return "strings" }
 
+// parsePrefix takes IPv4-mapped IPv6 addresses for IPv4, as which they are shown.
 func parsePrefix(s string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(s); err == nil {
 		addr = addr.Unmap()
 		return netip.PrefixFrom(addr, addr.BitLen()), nil
 	}
-	return netip.ParsePrefix(s)
+	prefix, err := netip.ParsePrefix(s)
+	if addr, mapped := prefix.Addr(), prefix.Bits()-96; addr.Is4In6() && mapped >= 0 {
+		prefix = netip.PrefixFrom(addr.Unmap(), mapped)
+	}
+	return prefix, err
 }
 
 func netnsInode(s string) (uint32, error) {

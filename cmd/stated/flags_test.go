@@ -32,6 +32,24 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestPrefix: addresses are written in many ways, and shown in one.
+func TestPrefix(t *testing.T) {
+	for text, want := range map[string]string{
+		"10.0.0.5":            "10.0.0.5/32",
+		"10.0.0.0/8":          "10.0.0.0/8",
+		"::ffff:10.0.0.5":     "10.0.0.5/32",
+		"::ffff:10.0.0.0/104": "10.0.0.0/8",
+		"::ffff:0:0/96":       "0.0.0.0/0",
+		"::ffff:0:0/95":       "::ffff:0.0.0.0/95",
+		"fe80::1%eth0":        "fe80::1/128",
+		"2001:db8::/32":       "2001:db8::/32",
+	} {
+		if got, err := parsePrefix(text); err != nil || got.String() != want {
+			t.Errorf("%s: %s, %v; want %s", text, got, err, want)
+		}
+	}
+}
+
 // TestLacking: a hook with two programs, for kernels with other arguments, is missing
 // once or not at all.
 func TestLacking(t *testing.T) {
