@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,8 +48,8 @@ func parseSubject(arg string) (*subject, error) {
 		}
 		return s, nil
 	}
-	if addr, err := netip.ParseAddrPort(arg); err == nil && addr.Port() != 0 {
-		return &subject{addr: netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())}, nil
+	if addr, err := netip.ParseAddrPort(fromSS(arg)); err == nil && addr.Port() != 0 {
+		return &subject{addr: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())}, nil
 	}
 	if !strings.ContainsAny(arg, ".:[") {
 		return nil, nil
@@ -67,6 +68,19 @@ func parseSubject(arg string) (*subject, error) {
 		return nil, usagef("%q has no port: write %s", arg, netip.AddrPortFrom(addr, 443))
 	}
 	return nil, usagef("%q is no address with a port: write 10.0.0.5:443 or [2001:db8::1]:443", arg)
+}
+
+var device = regexp.MustCompile(`%[^]:%]+`)
+
+// fromSS makes an address with a port of what ss shows: with the device that a socket is
+// bound to, as in [fe80::1]%eth0:80 or 127.0.0.53%lo:53, and * for a listener on IPv4 and
+// IPv6. Sockets are found by address and port, whatever their device.
+func fromSS(arg string) string {
+	arg = device.ReplaceAllString(arg, "")
+	if port, any := strings.CutPrefix(arg, "*:"); any {
+		return "[::]:" + port
+	}
+	return arg
 }
 
 func isNumber(s string) bool {

@@ -142,6 +142,25 @@ func TestParseSubject(t *testing.T) {
 	}
 }
 
+// TestParseSubjectOfSS: what ss shows can be asked about.
+func TestParseSubjectOfSS(t *testing.T) {
+	for arg, want := range map[string]string{
+		"10.0.0.5:80":              "10.0.0.5:80",
+		"127.0.0.53%lo:53":         "127.0.0.53:53",
+		"0.0.0.0%eth0:80":          "0.0.0.0:80",
+		"[fe80::1]%eth0:80":        "[fe80::1]:80",
+		"[fe80::1%eth0]:80":        "[fe80::1]:80",
+		"[fe80::1]%eth0.5@if7:80":  "[fe80::1]:80",
+		"[::ffff:10.0.0.5]:80":     "10.0.0.5:80",
+		"*:8080":                   "[::]:8080",
+		"[::ffff:10.0.0.5%eth0]:1": "10.0.0.5:1",
+	} {
+		if got, err := parseSubject(arg); err != nil || got.addr.String() != want {
+			t.Errorf("%s: %+v, %v; want %s", arg, got, err, want)
+		}
+	}
+}
+
 // TestExplainOwn asks about sockets of this very process: a queue that takes one
 // more than its backlog, and is full; and an end that has shut down sending, and
 // waits for the answer.
