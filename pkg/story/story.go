@@ -199,6 +199,8 @@ func (t *Teller) data(s *census.Socket) []byte {
 	case s.New == event.StateClose:
 	case f.Unread > 0:
 		b = append(render.AppendBytes(b, uint64(f.Unread)), " came that the process has not read. "...)
+	case f.Verdict == leak.EOFUnread && received(s) == 0:
+		b = append(b, "The end of file was not read. "...)
 	case f.Verdict == leak.EOFUnread:
 		b = append(b, "All data was read, the end of file behind it was not. "...)
 	default:
