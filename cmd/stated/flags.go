@@ -220,6 +220,16 @@ func (o *outputFlags) registerCmdline(cmd *cobra.Command, shown bool) {
 	cmd.Flags().BoolVar(&o.cmdline, "cmdline", shown, "show the arguments of processes, which may hold passwords")
 }
 
+// screen is the size of the terminal that out is.
+func screen(out any) (rows, columns int, ok bool) {
+	f, isFile := out.(*os.File)
+	if !isFile {
+		return 0, 0, false
+	}
+	columns, rows, err := term.GetSize(int(f.Fd()))
+	return rows, columns, err == nil && rows > 0 && columns > 0
+}
+
 func (o *outputFlags) parse(host render.Host, out any) (render.Options, error) {
 	opts := render.Options{Host: host}
 	var err error

@@ -165,7 +165,11 @@ func (l *leaksFlags) run(cmd *cobra.Command) error {
 		if l.watch {
 			out.Again(shown)
 		}
-		out.Leaks(shown)
+		if rows, columns, ok := screen(cmd.OutOrStdout()); ok && l.watch && opts.Color {
+			out.LeaksWithin(shown, rows, columns)
+		} else {
+			out.Leaks(shown)
+		}
 		return out.Flush()
 	}
 	if l.watch || l.live.span > 0 {

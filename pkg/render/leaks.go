@@ -3,7 +3,9 @@
 package render
 
 import (
+	"bytes"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stated-tcp/stated/pkg/census"
 	"github.com/stated-tcp/stated/pkg/event"
@@ -106,6 +108,56 @@ func (r *Writer) Again(l *Leaks) {
 		at := time.Unix(0, l.Now+r.offset).In(r.opts.Location)
 		r.buf = at.AppendFormat(r.buf, "-- looked at 2006-01-02 15:04:05 -07:00 --\n")
 	}
+}
+
+// LeaksWithin shows a report as Leaks does, on a terminal of this size: the first
+// groups have most sockets, so they and the total stay where there is no room for all.
+func (r *Writer) LeaksWithin(l *Leaks, rows, columns int) {
+	if r.opts.Format.records() {
+		r.Leaks(l)
+		return
+	}
+	total := l.appendTotal(nil)
+	room := rows - 1 - height(total, columns) // the cursor stands below
+	start := len(r.buf)
+	for i := range l.Groups {
+		r.textLeak(l, &l.Groups[i])
+		if text := r.buf[start:]; height(text, columns) > room {
+			r.buf = append(r.buf[:start+len(atMost(text, room-1, columns))], "… the terminal has no room for more\n"...)
+			break
+		}
+	}
+	r.buf = append(r.buf, total...)
+	r.full()
+}
+
+// height is how many lines of a terminal text takes.
+func height(text []byte, columns int) (n int) {
+	for line := range bytes.Lines(text) {
+		n += rowsOf(line, columns)
+	}
+	return n
+}
+
+// atMost returns the first lines of text that take no more than rows.
+func atMost(text []byte, rows, columns int) []byte {
+	end := 0
+	for line := range bytes.Lines(text) {
+		if rows -= rowsOf(line, columns); rows < 0 {
+			break
+		}
+		end += len(line)
+	}
+	return text[:end]
+}
+
+// rowsOf is how many lines of a terminal a line takes, which is broken where it is too long.
+func rowsOf(line []byte, columns int) int {
+	n := utf8.RuneCount(bytes.TrimSuffix(line, []byte("\n")))
+	for _, style := range []string{styleBold, styleDim, styleRed, styleReset} {
+		n -= bytes.Count(line, []byte(style)) * len(style)
+	}
+	return max(1, (n+columns-1)/max(1, columns))
 }
 
 func (l *Leaks) appendTotal(b []byte) []byte {

@@ -300,6 +300,31 @@ func TestAgain(t *testing.T) {
 	}
 }
 
+// TestLeaksWithin: on a terminal the beginning of a report stays, and its total.
+func TestLeaksWithin(t *testing.T) {
+	for _, color := range []bool{false, true} {
+		all := render(Options{Color: color}, func(w *Writer) { w.Leaks(leaksOf(leak.ByProcess, false)) })
+		lines := strings.SplitAfter(strings.TrimSuffix(all, "\n"), "\n")
+		within := func(rows, columns int) string {
+			return render(Options{Color: color}, func(w *Writer) { w.LeaksWithin(leaksOf(leak.ByProcess, false), rows, columns) })
+		}
+		if got := within(len(lines)+1, Width); got != all {
+			t.Errorf("there is room for all: %s", got)
+		}
+		const rows = 8
+		want := strings.Join(lines[:rows-3], "") + "… the terminal has no room for more\n" + lines[len(lines)-1] + "\n"
+		if got := within(rows, Width); got != want {
+			t.Errorf("in %d rows:\n%swant:\n%s", rows, got, want)
+		}
+		if got := within(rows, Width/2); height([]byte(got), Width/2) > rows-1 || !strings.HasPrefix(got, lines[0]) || !strings.HasSuffix(got, lines[len(lines)-1]+"\n") {
+			t.Errorf("in half of the width:\n%s", got)
+		}
+		for rows := range 4 {
+			within(rows, 1)
+		}
+	}
+}
+
 // TestRate: enough is shown to count with.
 func TestRate(t *testing.T) {
 	for rate, want := range map[float64]string{
