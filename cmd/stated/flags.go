@@ -144,6 +144,9 @@ func parsePrefix(s string) (netip.Prefix, error) {
 
 func netnsInode(s string) (uint32, error) {
 	if n, err := strconv.ParseUint(s, 10, 32); err == nil {
+		if n == 0 {
+			return 0, errors.New("no network namespace has this number")
+		}
 		return uint32(n), nil
 	}
 	if !strings.Contains(s, "/") {

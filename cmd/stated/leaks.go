@@ -190,6 +190,9 @@ func (l *leaksFlags) lookOnce(cmd *cobra.Command, leaks *agent.Leaks) error {
 		return err
 	}
 	defer inspector.Close()
+	if err := findNetns(inspector, leaks.Filter.Netns); err != nil {
+		return err
+	}
 	leaks.Inspector = inspector
 	return leaks.Tell()
 }
@@ -212,6 +215,9 @@ func (l *leaksFlags) observe(cmd *cobra.Command, leaks *agent.Leaks) error {
 		return &probe.UnusableError{Reason: err.Error(), Err: err}
 	}
 	defer inspector.Close()
+	if err := findNetns(inspector, leaks.Filter.Netns); err != nil {
+		return err
+	}
 	leaks.Inspector = noteLimits(cmd, inspector)
 	options := tableOptions(p)
 	options.MaxConns = l.live.maxConns

@@ -45,6 +45,14 @@ func noteLimits(cmd *cobra.Command, in *probe.Inspector) *probe.Inspector {
 	return in
 }
 
+// findNetns tells when there is no network namespace of a number that was given.
+func findNetns(in *probe.Inspector, netns uint32) error {
+	if netns == 0 || in.Netns(netns) {
+		return nil
+	}
+	return fmt.Errorf("--netns %d: no process, name or descriptor leads to a network namespace with this number", netns)
+}
+
 // registerClassic adds the flag of commands that look at what is there.
 func registerClassic(cmd *cobra.Command, classic *bool) {
 	cmd.Flags().BoolVar(classic, "classic", false, "look by sock_diag and /proc, as on kernels without BTF")

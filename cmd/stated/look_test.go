@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/stated-tcp/stated/pkg/event"
+	"github.com/stated-tcp/stated/pkg/probe"
 )
 
 // TestLookedAt: no state is accepted that never matches.
@@ -31,6 +32,29 @@ func TestLookedAt(t *testing.T) {
 	}
 	for _, args := range [][]string{{"ls", "--state", "BOUND_INACTIVE"}, {"leaks", "--state", "bound,close-wait"}} {
 		if _, stderr, code := runStated(t, args...); code != 2 || !strings.Contains(stderr, "'stated explain PID' counts") {
+			t.Errorf("%v: exit code %d, %s", args, code, stderr)
+		}
+	}
+}
+
+// TestNoNetns: a namespace that is not there is no empty one.
+func TestNoNetns(t *testing.T) {
+	for _, command := range []string{"ls", "leaks", "trace"} {
+		if _, stderr, code := runStated(t, command, "--netns", "0"); code != 2 || !strings.Contains(stderr, "no network namespace has this number") {
+			t.Errorf("%s: exit code %d, %s", command, code, stderr)
+		}
+	}
+	requireRoot(t)
+	if in, err := probe.OpenInspector(); err != nil || in.Limited() != nil {
+		t.Skip("what is there is not known before it is looked at:", err)
+	} else {
+		in.Close()
+	}
+	for _, args := range [][]string{{"ls"}, {"leaks"}, {"leaks", "--for", "1ms"}} {
+		if _, stderr, code := runStated(t, append(args, "--netns", "99")...); code != 1 || !strings.Contains(stderr, "leads to a network namespace with this number") {
+			t.Errorf("%v: exit code %d, %s", args, code, stderr)
+		}
+		if _, stderr, code := runStated(t, append(args, "--netns", "/proc/self/ns/net")...); code != 0 && code != 4 {
 			t.Errorf("%v: exit code %d, %s", args, code, stderr)
 		}
 	}

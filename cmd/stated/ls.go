@@ -99,6 +99,9 @@ netns: it is in this network namespace, which is not the one that ls runs in.`,
 				return err
 			}
 			defer inspector.Close()
+			if err := findNetns(inspector, want.Netns); err != nil {
+				return err
+			}
 			now, _ := probe.Now()
 			c, lookErr := agent.Look(inspector, states, now, nil)
 			if lookErr != nil {

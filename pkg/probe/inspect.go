@@ -9,6 +9,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -174,6 +175,12 @@ func (i *Inspector) Sockets(states event.StateSet, each func(*event.Sighting)) e
 		errs = append(errs, fmt.Errorf("look at the sockets of %s: %w", name, err))
 	})
 	return errors.Join(errs...)
+}
+
+// Netns reports whether there may be a network namespace with this number: Sockets looks
+// into it. Where sock_diag serves, that is not known before.
+func (i *Inspector) Netns(inode uint32) bool {
+	return i.limited != nil || slices.ContainsFunc(i.finder.all(), func(ns netns) bool { return ns.inode == uint64(inode) })
 }
 
 // Holders calls each for every descriptor of every process on a TCP socket in one
