@@ -118,7 +118,7 @@ func (o *onlooker) explain(cmd *cobra.Command, about *subject) error {
 	answers := processes.answering(c, about.addr)
 	c.Drop(func(s *census.Socket) bool { return !about.matches(s) && !slices.Contains(answers, s) })
 	teller := story.Teller{Now: now, MinAge: int64(o.minAge), Names: o.names, Processes: processes.withDescriptors, Waits: processes.waits,
-		Netns: processes.here(), Inside: processes.in}
+		Netns: processes.here(), Inside: processes.in, Outside: probe.InnerPIDs() != nil}
 	var b []byte
 	switch {
 	case about.addr.IsValid() || about.fd >= 0:

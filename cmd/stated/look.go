@@ -39,8 +39,12 @@ func openInspector(cmd *cobra.Command, classic bool) (*probe.Inspector, error) {
 // noteLimits says what cannot be known.
 func noteLimits(cmd *cobra.Command, in *probe.Inspector) *probe.Inspector {
 	if why := in.Limited(); why != nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "stated: looking by sock_diag and /proc (%s): not known are errors of sockets, who waits on them, "+
-			"what else keeps them open, since when one is in CLOSE, and of MPTCP more than the subflows\n", firstLine(why))
+		unseen := ""
+		if probe.InnerPIDs() != nil {
+			unseen = "processes outside of the PID namespace, "
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "stated: looking by sock_diag and /proc (%s): not known are %serrors of sockets, who waits on them, "+
+			"what else keeps them open, since when one is in CLOSE, and of MPTCP more than the subflows\n", firstLine(why), unseen)
 	}
 	return in
 }

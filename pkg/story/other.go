@@ -20,7 +20,11 @@ func (t *Teller) other(b []byte, s *census.Socket) []byte {
 	owners := s.Other.Owners()
 	if len(owners) == 0 {
 		b = append(b, "Its other end is here, in "...)
-		return append(append(b, s.Other.New.Name(t.Names)...), ", and no process has it."...)
+		b = append(b, s.Other.New.Name(t.Names)...)
+		if s.Other.Inode != 0 {
+			return append(b, ", and no process was found that has it."...)
+		}
+		return append(b, ", and no process has it."...)
 	}
 	b = append(b, "Its other end is here: "...)
 	if len(s.Other.Holders) == 0 {

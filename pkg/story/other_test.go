@@ -34,6 +34,8 @@ func TestOther(t *testing.T) {
 		{"of nobody", func(h *host) {
 			h.socket(event.StateFinWait2, "10.0.0.5:7024", "10.0.0.5:40001", func(s *event.Sighting) { s.Flags, s.Inode = event.FlagDead, 0 }, -1)
 		}, []string{"Its other end is here, in FIN_WAIT2, and no process has it."}, nil},
+		{"of somebody", func(h *host) { h.socket(event.StateEstablished, "10.0.0.5:7024", "10.0.0.5:40001", nil, -1) },
+			[]string{"Its other end is here, in ESTABLISHED, and no process was found that has it."}, nil},
 	} {
 		h := &host{c: census.New(now)}
 		h.socket(event.StateEstablished, "10.0.0.5:40001", "10.0.0.5:7024", func(s *event.Sighting) { s.Unsent, s.Shut, s.Probes = 3.8e6, true, 1 }, 20, event.Task{PID: 6})

@@ -34,6 +34,9 @@ type Teller struct {
 	// 0: not known. Inside finds a process in that of a socket, 0: none.
 	Netns  uint32
 	Inside func(*census.Socket) uint32
+	// Outside says that there may be processes that cannot be seen: those outside of
+	// the PID namespace from which was looked.
+	Outside bool
 }
 
 // Socket adds the story of one socket.
@@ -147,7 +150,13 @@ func (t *Teller) holders(s *census.Socket) (b []byte) {
 	case len(s.Holders) == 0 && s.Subflow():
 		return nil
 	case len(s.Holders) == 0:
-		b = append(b, "No process was found that holds it: it is in flight on a unix socket, in an io_uring, or was closed this moment. "...)
+		b = append(b, "No process was found that holds it: "...)
+		if t.Outside {
+			b = append(b, "it is of one outside of this PID namespace, which cannot be seen from here, "...)
+		} else {
+			b = append(b, "it is "...)
+		}
+		b = append(b, "in flight on a unix socket, in an io_uring, or was closed this moment. "...)
 	}
 	for i := range s.Holders {
 		h := &s.Holders[i]
@@ -348,6 +357,9 @@ func (t *Teller) next(b []byte, f *leak.Finding) []byte {
 		advice = strings.TrimSuffix(explain.Do(f.New), ".")
 	}
 	owners := f.Owners()
+	if len(owners) == 0 && t.Outside {
+		return paragraph(b, []byte("Next: look from the host, or from a container with its PID namespace (docker run --pid=host)."))
+	}
 	if len(owners) == 0 && f.Inode != 0 {
 		text := append(t.enter([]byte("Next: find what has it. "), f.Socket), "ss -xp"...)
 		b = paragraph(b, append(text, " shows the unix sockets with messages that nobody receives, by their Recv-Q; the files of an io_uring are below UserFiles:"...))
