@@ -62,17 +62,21 @@ func (l *leaksFlags) compare(cmd *cobra.Command, paths []string) error {
 	if err := out.Flush(); err != nil {
 		return err
 	}
-	for i, t := range []*tallied{before, after} {
-		if t.Span() <= int64(l.minAge) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "stated: %s is no longer than --min-age %v: nothing in it can be known to leak\n", paths[i], l.minAge)
-		}
+	short := func(i int) error {
+		return fmt.Errorf("%s is no longer than --min-age %v: nothing in it can be known to leak", paths[i], l.minAge)
+	}
+	if before.Span() <= int64(l.minAge) {
+		fmt.Fprintln(cmd.ErrOrStderr(), "stated:", short(0))
 	}
 	left := 0
 	for i := range c.Changes {
 		left += c.Changes[i].After.Leaked + c.Changes[i].After.Old
 	}
-	if left > l.max {
+	switch {
+	case left > l.max:
 		return errLeaks
+	case after.Span() <= int64(l.minAge):
+		return short(1) // which is no proof of a fix
 	}
 	return nil
 }
