@@ -45,3 +45,14 @@ func TestNamespace(t *testing.T) {
 		}
 	}
 }
+
+// TestLinkLocal: an address that each interface has a route to is asked for where it is.
+func TestLinkLocal(t *testing.T) {
+	h := &host{c: census.New(now)}
+	h.socket(event.StateSynSent, "[fe80::1]:40001", "[fe80::9]:80", func(s *event.Sighting) { s.Timeouts = 2 }, 5, shop)
+	h.c.Complete(nil)
+	text := string(teller().Socket(nil, h.c.Sockets[0]))
+	if want := "  ip neigh show fe80::9\n  ping -c 3 fe80::9%DEVICE\n"; !strings.Contains(text, want) || !strings.Contains(oneLine([]byte(text)), "DEVICE that the first of these shows.") {
+		t.Errorf("no %q in %s", want, text)
+	}
+}

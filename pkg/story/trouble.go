@@ -116,9 +116,14 @@ func (t *Teller) queueFull(b []byte, l *census.Socket) []byte {
 }
 
 func (t *Teller) reachable(b []byte, s *census.Socket) []byte {
-	peer := s.Peer.Addr().String()
-	b = paragraph(b, t.where([]byte("Next: is the peer's host reachable, and what drops segments on the way?"), s))
-	b = append(append(t.enter(append(b, "  "...), s), "ip route get "...), peer...)
-	b = append(append(t.enter(append(b, "\n  "...), s), "ping -c 3 "...), peer...)
-	return append(b, '\n', '\n')
+	peer, first, device := s.Peer.Addr(), "ip route get ", ""
+	text := []byte("Next: is the peer's host reachable, and what drops segments on the way?")
+	if peer.IsLinkLocalUnicast() && peer.Is6() {
+		first, device = "ip neigh show ", "%DEVICE" // each interface has a route to it
+		text = append(text, " Its address is of one interface, the DEVICE that the first of these shows."...)
+	}
+	b = paragraph(b, t.where(text, s))
+	b = append(append(t.enter(append(b, "  "...), s), first...), peer.String()...)
+	b = append(append(t.enter(append(b, "\n  "...), s), "ping -c 3 "...), peer.String()...)
+	return append(append(b, device...), '\n', '\n')
 }
