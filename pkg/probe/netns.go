@@ -255,15 +255,32 @@ func (n *netns) inside(f func() error) error {
 		return os.ErrNotExist // the way leads into another one by now
 	}
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	go apart(func() {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter (needs CAP_SYS_ADMIN): %w", err)
 			return
 		}
 		done <- f()
-	}()
+	})
 	return <-done
+}
+
+// apart runs f on a thread of its own, which ends with the goroutine: it is never
+// unlocked. The first thread of a process cannot end, the runtime would keep it in the
+// namespace, and the namespace with it (mexit in runtime/proc.go); so it waits meanwhile.
+func apart(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != os.Getpid() {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		apart(f)
+	}()
+	<-done
+	runtime.UnlockOSThread()
 }
 
 // portsHere is from where the kernel chooses ports for connect() in the calling
