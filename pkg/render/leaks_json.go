@@ -171,6 +171,9 @@ func (r *Writer) jsonGroup(b []byte, l *Leaks, g *leak.Group, p *parties) []byte
 			b = number(b, "fd", int64(f.Holders[0].FDs[0]))
 			b = jsonWait(b, "wait", l.waitOn(f.Socket))
 		}
+		if n := len(f.Holders); n > 1 {
+			b = number(b, "holders", int64(n))
+		}
 		b = append(b, '}')
 	}
 	return append(b, ']')
