@@ -42,9 +42,8 @@ func inSpace(t *testing.T, f func(*space)) uint32 {
 func runSpace(t *testing.T, f func(*space)) (inode uint32, failed any) {
 	s := &space{t: t}
 	done := make(chan any, 1)
-	go func() {
+	go apart(func() { // the thread ends with its namespace
 		defer func() { done <- recover() }()
-		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
 		check(unix.Unshare(unix.CLONE_NEWNET))
 		var st unix.Stat_t
 		check(unix.Stat("/proc/thread-self/ns/net", &st))
@@ -58,7 +57,7 @@ func runSpace(t *testing.T, f func(*space)) (inode uint32, failed any) {
 			}
 		}()
 		f(s)
-	}()
+	})
 	failed = <-done
 	return s.inode, failed
 }
