@@ -16,21 +16,23 @@ func newExplain() *cobra.Command {
 	var names string
 	var o onlooker
 	cmd := &cobra.Command{
-		Use:   "explain [STATE | PID | PID/FD | ADDR:PORT]",
+		Use:   "explain [STATE | PID | PID/FD | ADDR:PORT | :PORT]",
 		Short: "Say what a TCP state means, or what a process or a socket is doing",
 		Long: `explain says what a TCP state means and what to do, and without a state shows
 how they follow each other. That needs no privilege.
 
 Of a process, one of its descriptors, or an address with port (ours or the
-peer's; IPv6 in brackets) it tells the story as it is now, in sentences: which
-sockets there are, since when, who holds them, who waits on them, what is stuck
-and why, and what to look for next. A number alone is a process.`,
+peer's; IPv6 in brackets; :PORT is that port of any address) it tells the story
+as it is now, in sentences: which sockets there are, since when, who holds them,
+who waits on them, what is stuck and why, and what to look for next. A number
+alone is a process.`,
 		Example: `  stated explain CLOSE_WAIT
   stated explain fin-wait-2
   sudo stated explain 4242
   sudo stated explain 4242/87
   sudo stated explain 10.0.0.5:8080
   sudo stated explain '[2001:db8::1]:443'
+  sudo stated explain :8080
   stated explain`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

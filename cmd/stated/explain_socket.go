@@ -23,12 +23,13 @@ import (
 	"github.com/stated-tcp/stated/pkg/story"
 )
 
-// subject is what explain is asked about: a process, one of its descriptors, or
-// an address.
+// subject is what explain is asked about: a process, one of its descriptors, an
+// address, or a port of any address.
 type subject struct {
 	pid  uint32
 	fd   int32 // -1: all
 	addr netip.AddrPort
+	port uint16
 }
 
 // parseSubject returns nil for what is neither a process nor a socket.
@@ -47,6 +48,13 @@ func parseSubject(arg string) (*subject, error) {
 			return nil, usagef("%q: process ids are 1 to %d", arg, 1<<22)
 		}
 		return s, nil
+	}
+	if port, only := strings.CutPrefix(arg, ":"); only && isNumber(port) {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 {
+			return nil, usagef("%q: a port is 1 to 65535", arg)
+		}
+		return &subject{port: uint16(n), fd: -1}, nil
 	}
 	if addr, err := netip.ParseAddrPort(fromSS(arg)); err == nil && addr.Port() != 0 {
 		return &subject{addr: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())}, nil
@@ -67,7 +75,7 @@ func parseSubject(arg string) (*subject, error) {
 	if addr, err := netip.ParseAddr(strings.Trim(arg, "[]")); err == nil {
 		return nil, usagef("%q has no port: write %s", arg, netip.AddrPortFrom(addr, 443))
 	}
-	return nil, usagef("%q is no address with a port: write 10.0.0.5:443 or [2001:db8::1]:443", arg)
+	return nil, usagef("%q is no address with a port: write 10.0.0.5:443, [2001:db8::1]:443, or :443 for any", arg)
 }
 
 var device = regexp.MustCompile(`%[^]:%]+`)
@@ -121,7 +129,7 @@ func (o *onlooker) explain(cmd *cobra.Command, about *subject) error {
 		Netns: processes.here(), Inside: processes.in, Outside: probe.InnerPIDs() != nil}
 	var b []byte
 	switch {
-	case about.addr.IsValid() || about.fd >= 0:
+	case about.addr.IsValid() || about.port != 0 || about.fd >= 0:
 		if len(c.Sockets) == 0 {
 			return about.missing()
 		}
@@ -152,6 +160,8 @@ func (s *subject) matches(have *census.Socket) bool {
 	switch {
 	case s.addr.IsValid():
 		return have.Local == s.addr || have.New != event.StateListen && have.Peer == s.addr
+	case s.port != 0:
+		return have.Local.Port() == s.port || have.New != event.StateListen && have.Peer.Port() == s.port
 	case s.fd < 0:
 		return story.Of(have, s.pid)
 	}
@@ -177,6 +187,9 @@ func (p *processes) answering(c *census.Census, addr netip.AddrPort) []*census.S
 func (s *subject) missing() error {
 	if s.addr.IsValid() {
 		return fmt.Errorf("no TCP socket of this host has %s at either end ('stated ls' shows all)", s.addr)
+	}
+	if s.port != 0 {
+		return fmt.Errorf("no TCP socket of this host has port %d at either end ('stated ls' shows all)", s.port)
 	}
 	target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", s.pid, s.fd))
 	switch {

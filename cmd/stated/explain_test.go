@@ -130,6 +130,9 @@ func TestParseSubject(t *testing.T) {
 		"10.0.0.5":           "has no port: write 10.0.0.5:443",
 		"10.0.0.5:99999":     "a port is 1 to 65535",
 		"10.0.0.5:0":         "a port is 1 to 65535",
+		":0":                 "a port is 1 to 65535",
+		":70000":             "a port is 1 to 65535",
+		":http":              "no address with a port",
 		"[::1]:65536":        "a port is 1 to 65535",
 		"10.0.0.5:":          "no address with a port",
 		"10.0.0.5:http":      "no address with a port",
@@ -189,5 +192,10 @@ func TestExplainOwn(t *testing.T) {
 	until(t, []string{"1 connection waits in its queue, 1 may. The queue is full"}, "explain", fmt.Sprintf("%d/%d", os.Getpid(), fd))
 	if out := until(t, []string{"It is half-closed"}, "explain", conn.LocalAddr().String(), "--min-age", "0s"); strings.Contains(out, "(int)close") {
 		t.Errorf("told to close what waits for an answer:\n%s", out)
+	}
+	port := name.(*syscall.SockaddrInet4).Port
+	until(t, []string{"The queue is full", "It is half-closed", conn.LocalAddr().String()}, "explain", fmt.Sprintf(":%d", port), "--min-age", "0s", "--examples", "9")
+	if _, stderr, code := runStated(t, "explain", ":1"); code != 1 || !strings.Contains(stderr, "no TCP socket of this host has port 1 at either end") {
+		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }
