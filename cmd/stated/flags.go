@@ -251,6 +251,7 @@ func (o *outputFlags) parse(host render.Host, out any) (render.Options, error) {
 	if o.utc {
 		opts.Location = time.UTC
 	}
+	_, opts.Width, _ = screen(out)
 	switch o.color {
 	case "always":
 		opts.Color = true

@@ -300,6 +300,17 @@ func TestAgain(t *testing.T) {
 	}
 }
 
+// TestLeaksFit: a report keeps to the width of a terminal.
+func TestLeaksFit(t *testing.T) {
+	for _, by := range []leak.Key{leak.ByProcess, leak.ByListener} {
+		for line := range strings.Lines(render(Options{Width: 80}, func(w *Writer) { w.Leaks(leaksOf(by, true)) })) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
+				t.Errorf("%d columns: %s", n, line)
+			}
+		}
+	}
+}
+
 // TestLeaksWithin: on a terminal the beginning of a report stays, and its total.
 func TestLeaksWithin(t *testing.T) {
 	for _, color := range []bool{false, true} {

@@ -24,7 +24,7 @@ func (r *Writer) wrapped(indent int, style string, text []byte) {
 		n := utf8.RuneCount(word)
 		switch {
 		case i == 0:
-		case column+1+n > Width && r.opts.Format == FormatText:
+		case column+1+n > r.opts.Width && r.opts.Format == FormatText:
 			r.buf = append(r.buf, '\n')
 			r.buf = append(r.buf, strings.Repeat(" ", indent+2)...)
 			column = indent + 2
@@ -46,7 +46,7 @@ func (r *Writer) wrapped(indent int, style string, text []byte) {
 func (r *Writer) lineOf(indent int, style string, text []byte) {
 	r.buf = append(r.buf, strings.Repeat(" ", indent)...)
 	if r.opts.Format == FormatText {
-		text = cut(text, Width-indent)
+		text = cut(text, r.opts.Width-indent)
 	}
 	if style == "" {
 		r.buf = append(r.buf, text...)
@@ -288,7 +288,7 @@ func AppendGrouped(b []byte, n int) []byte {
 func (r *Writer) textFinding(l *Leaks, f *leak.Finding, g *leak.Group, p *parties) {
 	b := r.appendFinding(r.line[:0], f, g, p)
 	wait := appendWait(nil, l.waitOn(f.Socket), f.Socket)
-	if len(wait) == 0 || r.opts.Format != FormatText || 4+utf8.RuneCount(b)+utf8.RuneCount(wait) <= Width {
+	if len(wait) == 0 || r.opts.Format != FormatText || 4+utf8.RuneCount(b)+utf8.RuneCount(wait) <= r.opts.Width {
 		r.lineOf(4, "", append(b, wait...))
 		return
 	}

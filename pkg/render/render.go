@@ -59,6 +59,7 @@ type Options struct {
 	Format   Format
 	Names    event.Naming // of states, in text
 	Color    bool
+	Width    int            // of the terminal, for text; 0, or more than there is use for: Width
 	Location *time.Location // of times in text; nil: local
 	Host     Host
 	// Netns is the network namespace of who reads: of sockets in another one, ls
@@ -105,6 +106,10 @@ func New(w io.Writer, o Options) *Writer {
 	if o.Location == nil {
 		o.Location = time.Local
 	}
+	if o.Width == 0 {
+		o.Width = Width
+	}
+	o.Width = min(max(o.Width, minWidth), Width)
 	r := &Writer{w: w, opts: o, buf: make([]byte, 0, bufferSize+8192), second: -1}
 	r.resource = resourceOf(o.Host)
 	r.line = make([]byte, 0, 512)

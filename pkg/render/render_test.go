@@ -170,20 +170,22 @@ func TestTextFits(t *testing.T) {
 	for i := range 6 {
 		long.Spans.Add(lifecycle.Span{Start: int64(3399+i) * ms, State: event.StateCloseWait})
 	}
-	text := render(Options{}, func(w *Writer) {
-		for _, c := range append(conns(), long) {
-			w.Finished(c)
-		}
-	})
 	path := render(Options{Format: FormatWide}, func(w *Writer) { w.Finished(long) })
 	_, path, _ = strings.Cut(path, "SYN_SENT")
 	path, _, _ = strings.Cut(path, "   ")
-	if joined := strings.Join(strings.Fields(text), " "); !strings.Contains(joined, path) {
-		t.Errorf("no %q in\n%s", path, text)
-	}
-	for line := range strings.Lines(text) {
-		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > Width {
-			t.Errorf("%d columns: %s", n, line)
+	for width, columns := range map[int]int{0: Width, 80: 80, 500: Width} {
+		text := render(Options{Width: width}, func(w *Writer) {
+			for _, c := range append(conns(), long) {
+				w.Finished(c)
+			}
+		})
+		if joined := strings.Join(strings.Fields(text), " "); !strings.Contains(joined, path) {
+			t.Errorf("no %q in\n%s", path, text)
+		}
+		for line := range strings.Lines(text) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > columns {
+				t.Errorf("%d columns of %d: %s", n, columns, line)
+			}
 		}
 	}
 }

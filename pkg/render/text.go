@@ -14,8 +14,12 @@ import (
 	"github.com/stated-tcp/stated/pkg/lifecycle"
 )
 
-// Width is how many columns text uses, but for changes of state: each is one line.
-const Width = 100
+// Width is how many columns text uses at most, but for changes of state: each is one
+// line. Below minWidth it is broken by the terminal.
+const (
+	Width    = 100
+	minWidth = 60
+)
 
 const etimedout = uint16(syscall.ETIMEDOUT)
 
@@ -43,7 +47,7 @@ const indent = 14
 // where it does not fit.
 func (r *Writer) put(style string, blanks int, piece []byte) {
 	n := utf8.RuneCount(piece)
-	if r.column+blanks+n > Width && r.column > indent {
+	if r.column+blanks+n > r.opts.Width && r.column > indent {
 		r.breakLine()
 	}
 	if r.column > indent {
@@ -96,7 +100,7 @@ func (r *Writer) textConn(c *lifecycle.Conn) {
 	}
 	r.putSteps(r.appendStates(r.line[:0], c))
 	facts := appendFacts(r.line[:0], c)
-	if r.column+utf8.RuneCount(facts) > Width {
+	if r.column+utf8.RuneCount(facts) > r.opts.Width {
 		r.breakLine()
 		facts = bytes.TrimLeft(facts, " ")
 	}
@@ -110,8 +114,8 @@ const step = " · "
 
 // putSteps adds a path, which it breaks between two steps where it is longer than a line.
 func (r *Writer) putSteps(path []byte) {
-	for utf8.RuneCount(path) > Width-indent {
-		at := bytes.LastIndex(clip(path, Width-indent+1), []byte(step))
+	for utf8.RuneCount(path) > r.opts.Width-indent {
+		at := bytes.LastIndex(clip(path, r.opts.Width-indent+1), []byte(step))
 		if at < 0 {
 			break
 		}
