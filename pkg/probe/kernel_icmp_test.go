@@ -19,7 +19,7 @@ import (
 // a router in another network namespace. The socket stays in SYN_SENT, and the process
 // closes it for the error that it saw.
 func TestUnreachableWhileLocked(t *testing.T) {
-	requireKernel(t)
+	p := openTier(t, Options{})
 	for _, tt := range []struct {
 		name    string
 		kernel  netip.Prefix
@@ -33,7 +33,6 @@ func TestUnreachableWhileLocked(t *testing.T) {
 			[]func(fd int){option(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)}}, // else it waits for the next SYN
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := openTier(t, Options{})
 			netns := inSpace(t, func(s *space) {
 				dev := must(peer.Open(tt.kernel))
 				defer dev.Close()

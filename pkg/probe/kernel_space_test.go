@@ -32,6 +32,9 @@ func inSpace(t *testing.T, f func(*space)) uint32 {
 	if why, ok := err.(skip); ok {
 		t.Skip(string(why))
 	}
+	if t.Skipped() { // which ended f's goroutine only
+		t.SkipNow()
+	}
 	if err != nil {
 		t.Fatalf("in the namespace: %v", err)
 	}
