@@ -5,6 +5,7 @@ package probe
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -119,16 +120,33 @@ func (o *collector) Finished(c *lifecycle.Conn) {
 // and nothing more comes.
 func collect(t *testing.T, p *Probe, netns uint32, n int) observed {
 	t.Helper()
-	return collectIf(t, p, n, func(e *event.Event) bool {
-		if netns != 0 {
-			return e.Netns == netns
-		}
-		low, high := ourPorts()
-		return e.Local.Port() >= low && e.Local.Port() < high || e.Peer.Port() >= low && e.Peer.Port() < high
-	})
+	return collectIf(t, p, n, func(e *event.Event) bool { return of(netns, e) })
+}
+
+// of reports whether an event is of a namespace; 0: of our ports.
+func of(netns uint32, e *event.Event) bool {
+	if netns != 0 {
+		return e.Netns == netns
+	}
+	return onOurPorts(e.Local, e.Peer)
+}
+
+func onOurPorts(local, peer netip.AddrPort) bool {
+	low, high := ourPorts()
+	return local.Port() >= low && local.Port() < high || peer.Port() >= low && peer.Port() < high
 }
 
 func collectIf(t *testing.T, p *Probe, n int, wanted func(*event.Event) bool) observed {
+	t.Helper()
+	seen, missing := collectMost(t, p, n, wanted)
+	if missing != "" {
+		t.Fatal(missing)
+	}
+	return seen
+}
+
+// collectMost also says what has not come within 20 s.
+func collectMost(t *testing.T, p *Probe, n int, wanted func(*event.Event) bool) (_ observed, missing string) {
 	t.Helper()
 	o := &collector{open: make(map[*lifecycle.Conn][]string)}
 	table := lifecycle.New(o, lifecycle.Options{NoDestroy: p.Partial(), NoResets: p.Partial(), SeesTimeWait: p.SeesTimeWait()})
@@ -138,7 +156,7 @@ func collectIf(t *testing.T, p *Probe, n int, wanted func(*event.Event) bool) ob
 				t.Logf("the kernel skipped %d runs of our programs", n)
 				break // the test will miss what they would have told
 			}
-			t.Fatalf("%d connections finished, want %d; open: %v", len(o.ends), n, o.open)
+			return o.observed, fmt.Sprintf("%d connections finished, want %d; open: %v\n", len(o.ends), n, o.open)
 		}
 		var e event.Event
 		err := p.Read(&e)
@@ -158,7 +176,7 @@ func collectIf(t *testing.T, p *Probe, n int, wanted func(*event.Event) bool) ob
 		}
 		table.Apply(&e)
 	}
-	return o.observed
+	return o.observed, ""
 }
 
 func hookWorks(p *Probe, program string) bool {

@@ -41,16 +41,16 @@ func watchUnseen(t *testing.T) *unseen {
 }
 
 // of returns the lines of changes that happened on top of a task of process 1
-// to sockets whose own address is in one of the networks, and that are not among
-// the events. In a PID namespace the buffer's numbers of tasks are not ours, and
-// it finds none.
-func (u *unseen) of(events []event.Event, networks ...netip.Prefix) (lines string, err error) {
+// to sockets that are ours, and that are not among the events. In a PID namespace the
+// buffer's numbers of tasks are not ours, and it finds none.
+func (u *unseen) of(t *testing.T, events []event.Event, ours func(local, peer netip.AddrPort) bool) (lines string) {
+	t.Helper()
 	if u == nil {
-		return "", nil
+		return ""
 	}
 	text, err := os.ReadFile(filepath.Join(u.dir, "trace"))
 	if err != nil {
-		return "", err
+		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(text)) {
 		// NAME-TID [CPU] FLAGS TIME: inet_sock_set_state: WORD=VALUE...
@@ -68,17 +68,16 @@ func (u *unseen) of(events []event.Event, networks ...netip.Prefix) (lines strin
 			name, v, _ := strings.Cut(word, "=")
 			value[name] = v
 		}
-		ours := slices.ContainsFunc(networks, func(n netip.Prefix) bool {
-			v4, _ := netip.ParseAddr(value["saddr"])
-			v6, _ := netip.ParseAddr(value["saddrv6"])
-			return n.Contains(v4) || n.Contains(v6)
-		})
+		end := func(address, port string) netip.AddrPort { // of IPv4 they are IPv4-mapped
+			at, _ := netip.ParseAddrPort("[" + value[address] + "]:" + value[port])
+			return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+		}
 		told := slices.ContainsFunc(events, func(e event.Event) bool {
 			return e.Kind == event.KindState && "TCP_"+e.Old.String() == value["oldstate"] && "TCP_"+e.New.String() == value["newstate"]
 		})
-		if ours && !told {
+		if !told && ours(end("saddrv6", "sport"), end("daddrv6", "dport")) {
 			lines += line
 		}
 	}
-	return lines, nil
+	return lines
 }
