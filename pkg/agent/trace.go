@@ -66,7 +66,8 @@ func (t *Trace) Event(e *event.Event) {
 func (t *Trace) stillOpen(now int64) {
 	var stay []*lifecycle.Conn
 	t.Table.All(func(c *lifecycle.Conn) {
-		if c.End != 0 || c.Role == lifecycle.RoleListener || now-since(c) < t.OpenAfter || t.told[c] == c.Spans.Len() {
+		since, _ := c.Since()
+		if c.End != 0 || c.Role == lifecycle.RoleListener || now-since < t.OpenAfter || t.told[c] == c.Spans.Len() {
 			return
 		}
 		if t.Filter.Stays(c) {
@@ -74,7 +75,9 @@ func (t *Trace) stillOpen(now int64) {
 		}
 	})
 	slices.SortFunc(stay, func(a, b *lifecycle.Conn) int {
-		return cmp.Or(cmp.Compare(since(a), since(b)), cmp.Compare(a.Socket, b.Socket))
+		first, _ := a.Since()
+		second, _ := b.Since()
+		return cmp.Or(cmp.Compare(first, second), cmp.Compare(a.Socket, b.Socket))
 	})
 	if t.told == nil && len(stay) > 0 {
 		t.told = make(map[*lifecycle.Conn]int)
@@ -83,14 +86,6 @@ func (t *Trace) stillOpen(now int64) {
 		t.told[c] = c.Spans.Len()
 		t.show(func() { t.Out.StillOpen(c, now) })
 	}
-}
-
-// since is when a connection came to its state, or is known to have been there.
-func since(c *lifecycle.Conn) int64 {
-	if at := c.Spans.Last().Start; at != 0 {
-		return at
-	}
-	return c.FirstEvent
 }
 
 func (t *Trace) enough() bool { return t.Count > 0 && t.Shown >= t.Count }

@@ -375,10 +375,7 @@ func age(s *Socket, c *lifecycle.Conn) (a Age) {
 		case c.End != 0 && s.New == event.StateClose:
 			start, known = c.End, lifecycle.Seen
 		case c.End == 0 && last.State == s.New:
-			start, known = last.Start, last.Known
-			if start == 0 {
-				start, known = c.FirstEvent, lifecycle.AtLeast
-			}
+			start, known = c.Since()
 		}
 		if start != 0 {
 			a.Min = max(now-start, 0)

@@ -292,6 +292,16 @@ func (c *Conn) Start() (int64, Known) {
 	return first.Start, first.Known
 }
 
+// Since returns since when the connection is in its state, or is known to be, in
+// nanoseconds since boot, and how that is known.
+func (c *Conn) Since() (int64, Known) {
+	last := c.Spans.Last()
+	if last.Start == 0 {
+		return c.FirstEvent, AtLeast
+	}
+	return last.Start, last.Known
+}
+
 // Until returns when the connection ended, or, of one that is open or was given
 // up, when it was last heard of; in nanoseconds since boot.
 func (c *Conn) Until() int64 {

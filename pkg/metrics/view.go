@@ -54,10 +54,7 @@ func look(t *lifecycle.Table) *view {
 		if !slices.Contains(stuck, c.State) {
 			return
 		}
-		since := c.Spans.Last().Start
-		if since == 0 {
-			since = c.FirstEvent
-		}
+		since, _ := c.Since()
 		g := group{c.State, executable(c)}
 		m := v.groups[g]
 		v.groups[g] = members{m.sockets + 1, max(m.oldest, now-since)}

@@ -266,7 +266,7 @@ func (r *Writer) jsonTransition(c *lifecycle.Conn, e *event.Event) {
 			b = text(b, "stated.state.previous_known", known.String())
 		}
 	} else if e.Kind == event.KindClock {
-		since, known := stayed(c)
+		since, known := c.Since()
 		b = number(b, "stated.state.duration_ns", e.Time-since)
 		if known != lifecycle.Seen {
 			known = lifecycle.AtLeast

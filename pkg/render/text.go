@@ -251,7 +251,7 @@ func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
 	switch {
 	case e.Kind == event.KindClock:
 		who = append(append(append(who, "still in "...), e.New.Name(r.opts.Names)...), ' ')
-		since, known := stayed(c)
+		since, known := c.Since()
 		if known != lifecycle.Seen {
 			who = append(who, "≥"...)
 		}
@@ -306,15 +306,6 @@ func (r *Writer) textTransition(c *lifecycle.Conn, e *event.Event) {
 	r.styled(styleBold, who[:min(n, len(who))])
 	r.buf = append(r.buf, who[min(n, len(who)):]...)
 	r.buf = append(r.buf, '\n')
-}
-
-// stayed returns since when the connection is in its state, or known to be.
-func stayed(c *lifecycle.Conn) (int64, lifecycle.Known) {
-	last := c.Spans.Last()
-	if last.Start == 0 {
-		return c.FirstEvent, lifecycle.AtLeast
-	}
-	return last.Start, last.Known
 }
 
 // endings say to a person what ended a mini socket before its time.
