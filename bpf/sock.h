@@ -373,7 +373,7 @@ static __always_inline void read_links(struct event *e, struct sock *sk, struct 
 /*
  * The ICMP error that answered our SYN while a system call had the socket: the
  * socket goes on then, and its queue of errors keeps it (tcp_v4_err, tcp_v6_err, since
- * 5.11). The process sees it by poll() and SO_ERROR, which clears sk_err_soft, and
+ * 5.8). The process sees it by poll() and SO_ERROR, which clears sk_err_soft, and
  * closes. What a connection before left in the queue quotes another SYN.
  */
 static __always_inline __u32 syn_error(struct sock *sk, struct tcp_sock *tp)
