@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -78,8 +79,22 @@ func (d *Daemon) Stop() {
 	d.cmd.Wait()
 }
 
-// FreePort is an address on loopback that nobody listened on a moment ago.
+// given are the ports that FreePort has returned: who asked may not listen yet.
+var given sync.Map
+
+// FreePort is an address on loopback that nobody listened on a moment ago, and that
+// it has not returned before.
 func FreePort(t *testing.T, network string) string {
+	t.Helper()
+	for {
+		address := unused(t, network)
+		if _, before := given.LoadOrStore(network+address, true); !before {
+			return address
+		}
+	}
+}
+
+func unused(t *testing.T, network string) string {
 	t.Helper()
 	if network == "udp" {
 		c, err := net.ListenPacket("udp", "127.0.0.1:0")
